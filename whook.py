@@ -192,14 +192,14 @@ class Request:
 
     def __init__(self, obj: dict[str, Any] | None) -> None:
         self.response = Response()
-        self._parsed = self._object = obj
-        self._frozen = b""
+        self.has_object = obj is not None  # False on DELETE
+        self._parsed, self._object, self._frozen = obj, None, b""
 
     @property
     def object(self) -> Any:
-        """The object as the API server sent it; None on DELETE."""
-        if self._object is None and self._frozen:
-            self._object = thaw(self._frozen)
+        """The object as the API server sent it; None on DELETE. Not what a policy edits."""
+        if self._object is None and self.has_object:
+            self._object = thaw(self.freeze())
         return self._object
 
     def freeze(self) -> bytes:
@@ -212,13 +212,11 @@ class Request:
         return self._frozen
 
     def working_copy(self) -> Any:
-        """A copy of the object, for a policy to edit. The first one is the parsed object itself:
-        `object` is then made anew if anybody asks for it, which is rare."""
+        """A copy of the object, for a policy to edit; the first one is what was parsed, which
+        nobody else holds."""
         frozen, parsed = self.freeze(), self._parsed
-        if parsed is None:
-            return thaw(frozen)
-        self._parsed = self._object = None
-        return parsed
+        self._parsed = None
+        return thaw(frozen) if parsed is None else parsed
 
     def deny(self, message: str, code: int = 403, reason: str = "Forbidden") -> NoReturn:
         """End the review: the API server refuses the user's request with this message, which
@@ -590,49 +588,41 @@ def _escape(key: str) -> str:
 
 
 def apply(document: Any, patch: Patch) -> Any:
-    """A copy of `document` with the patch of add, remove and replace applied, as strictly as the
-    RFC says; ValueError names the operation that does not fit."""
+    """A copy of `document` with a patch of add, remove and replace applied, as strictly as the RFC
+    says; ValueError names the operation that does not fit."""
     result = thaw(freeze(document))
     for step in patch:
-        *parents, last = _keys(step["path"])
         try:
-            target = result
-            for key in parents:
-                target = target[_index(target, key)]
-            _apply(target, step["op"], last, step.get("value"))
+            _apply(result, step)
         except (LookupError, TypeError, ValueError) as error:
-            raise ValueError(f"{step['op']} {step['path']} does not fit: {error}") from None
+            raise ValueError(f"{step} does not fit: {error}") from None
     return result
 
 
-def _keys(path: str) -> list[str]:
-    if not path.startswith("/"):
-        raise ValueError(f"the path {path!r} is not below the root")
-    return [key.replace("~1", "/").replace("~0", "~") for key in path[1:].split("/")]
+def _apply(target: Any, step: dict[str, Any]) -> None:
+    keys = [key.replace("~1", "/").replace("~0", "~") for key in step["path"].split("/")[1:]]
+    for key in keys[:-1]:
+        target = target[_place(target, key)]
+    place = len(target) if keys[-1] == "-" else _place(target, keys[-1])
+    if step["op"] == "add" and type(target) is list:
+        target[place:place] = [thaw(freeze(step["value"]))]
+    elif step["op"] == "add":
+        target[place] = thaw(freeze(step["value"]))
+    elif step["op"] == "replace":
+        del target[place]
+        _apply(target, {"op": "add", "path": f"/{_escape(keys[-1])}", "value": step["value"]})
+    elif step["op"] == "remove":
+        del target[place]
+    else:
+        raise ValueError("the operation is unknown")
 
 
-def _index(target: Any, key: str) -> Any:
+def _place(target: Any, key: str) -> Any:
     if type(target) is dict:
         return key
-    if type(target) is list and re.fullmatch("0|[1-9][0-9]*", key):
-        return int(key)
-    raise ValueError(f"{key!r} is no place in a {type(target).__name__}")
-
-
-def _apply(target: Any, op: str, key: str, value: Any) -> None:
-    place = len(target) if key == "-" and type(target) is list else _index(target, key)
-    if op == "add" and type(target) is list:
-        if place > len(target):
-            raise ValueError(f"index {place} is past the end")
-        target.insert(place, thaw(freeze(value)))
-    elif op == "remove":
-        del target[place]
-    elif op in ("add", "replace"):
-        if op == "replace":
-            target[place]  # must be there
-        target[place] = thaw(freeze(value))
-    else:
-        raise ValueError(f"unknown operation {op!r}")
+    if type(target) is not list or not re.fullmatch("0|[1-9][0-9]*", key) or int(key) > len(target):
+        raise ValueError(f"there is no place {key!r} in {type(target).__name__}")
+    return int(key)
 
 
 # ---------------------------------------------------------------------------- 6 evaluation
@@ -658,7 +648,7 @@ def evaluate(request: Request, policies: Iterable[Policy], verb: Verb = "mutate"
     try:
         if verb == "validate":
             _validate(request, policies)
-        elif request.operation != "DELETE":  # nothing to patch, and a patch would be an error
+        elif request.has_object:  # on DELETE there is nothing to patch
             _mutate(request, policies)
     except Denied:
         response.patch = []
@@ -666,8 +656,6 @@ def evaluate(request: Request, policies: Iterable[Policy], verb: Verb = "mutate"
 
 
 def _mutate(request: Request, policies: Iterable[Policy]) -> None:
-    if request.object is None:
-        return
     obj: Any = None
     for policy in policies:
         if policy.mutate is None:
@@ -691,10 +679,9 @@ def _steps(policy: Policy, before: bytes, after: Any) -> Patch:
 
 
 def _validate(request: Request, policies: Iterable[Policy]) -> None:
-    without_object = request.object is None
     for policy in policies:
         if policy.validate is not None:
-            obj = None if without_object else request.working_copy()
+            obj = request.working_copy() if request.has_object else None
             _run(policy, policy.validate, obj, request)
 
 
