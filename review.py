@@ -242,10 +242,8 @@ def remarks(outcome: Outcome) -> list[str]:
 
 def show_diff(before: Any, after: Any, colour: bool) -> str:
     """A unified diff of the two as indented JSON; "" if they are equal."""
-    texts = [
-        json.dumps(side, indent=2, ensure_ascii=False).splitlines() for side in (before, after)
-    ]
-    lines = list(difflib.unified_diff(*texts, "sent", "answered", lineterm=""))
+    one, other = (json.dumps(x, indent=2, ensure_ascii=False).splitlines() for x in (before, after))
+    lines = list(difflib.unified_diff(one, other, "sent", "answered", lineterm=""))
     if colour:
         paint = {"-": "\033[31m", "+": "\033[32m", "@": "\033[36m"}
         lines = [f"{paint[x[0]]}{x}\033[0m" if x[0] in paint else x for x in lines]

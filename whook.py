@@ -609,8 +609,8 @@ def _apply(target: Any, step: dict[str, Any]) -> None:
     elif step["op"] == "add":
         target[place] = thaw(freeze(step["value"]))
     elif step["op"] == "replace":
-        del target[place]
-        _apply(target, {"op": "add", "path": f"/{_escape(keys[-1])}", "value": step["value"]})
+        target[place]  # must be there
+        target[place] = thaw(freeze(step["value"]))
     elif step["op"] == "remove":
         del target[place]
     else:
