@@ -11,9 +11,8 @@ policy is code that runs with whook's rights. whook needs no right at all in the
 What it will not do: call the API server, read a Secret, write a file, log an object, follow a URL,
 decide between fail-open and fail-closed (the webhook configuration's failurePolicy does that).
 
-Sections, each using only what stands above it:
-  1 this text      2 limits and log   3 the review   4 policies    5 JSON Patch   6 evaluation
-  7 HTTP           8 TLS              9 metrics     10 workers    11 command line
+Sections, each using only what stands above it: 1 this text, 2 limits and log, 3 the review,
+4 policies, 5 JSON Patch, 6 evaluation, 7 HTTP, 8 TLS, 9 metrics, 10 workers, 11 command line.
 """
 
 from __future__ import annotations
@@ -603,7 +602,7 @@ def _apply(target: Any, step: dict[str, Any]) -> None:
     keys = [key.replace("~1", "/").replace("~0", "~") for key in step["path"].split("/")[1:]]
     for key in keys[:-1]:
         target = target[_place(target, key)]
-    place = len(target) if keys[-1] == "-" else _place(target, keys[-1])
+    place = _place(target, keys[-1])
     if step["op"] == "add" and type(target) is list:
         target[place:place] = [thaw(freeze(step["value"]))]
     elif step["op"] == "add":
@@ -620,6 +619,8 @@ def _apply(target: Any, step: dict[str, Any]) -> None:
 def _place(target: Any, key: str) -> Any:
     if type(target) is dict:
         return key
+    if type(target) is list and key == "-":
+        return len(target)
     if type(target) is not list or not re.fullmatch("0|[1-9][0-9]*", key) or int(key) > len(target):
         raise ValueError(f"there is no place {key!r} in {type(target).__name__}")
     return int(key)
@@ -1154,7 +1155,7 @@ class Watched(Generic[Made]):
             log("ERROR", "reload", what=self.what, error=error.message, hint=error.hint)
 
 
-# ---------------------------------------------------------------------------- 9 metrics, health
+# ---------------------------------------------------------------------------- 9 metrics
 
 BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 1, 5, 10, 30)
 MAX_KINDS = 64  # that have a label of their own; the rest is "other"

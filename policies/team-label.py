@@ -8,5 +8,5 @@ LABEL, TEAM = "example.com/team", "shop"
 
 
 def mutate(obj, request):
-    labels = obj["metadata"].setdefault("labels", {})
-    labels.setdefault(LABEL, TEAM)
+    if "metadata" in obj:  # the options of exec, attach and port-forward have none
+        obj["metadata"].setdefault("labels", {}).setdefault(LABEL, TEAM)

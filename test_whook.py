@@ -1,0 +1,1069 @@
+"""Tests of whook.py, in the order of its sections."""
+
+import ast
+import concurrent.futures
+import io
+import json
+import math
+import os
+import random
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import unittest
+from datetime import timedelta
+from pathlib import Path
+
+import jsonpatch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import whook
+from testing import pki
+from testing.server import (
+    POD,
+    REVIEWS,
+    ROOT,
+    Whook,
+    patch_of,
+    read_all,
+    request_bytes,
+    wait_for,
+)
+
+LABEL = """
+def mutate(obj, request):
+    obj.setdefault("metadata", {}).setdefault("labels", {})["team"] = "shop"
+"""
+CUT = REVIEWS["create-service"].strip()[:-1]  # plain ASCII
+LABEL_PATCH = [{"op": "add", "path": "/metadata/labels/team", "value": "shop"}]
+
+
+def policies(**sources: str) -> tuple[whook.Policy, ...]:
+    """Policies by name, from their text."""
+    encoded = {f"/p/{name}.py": source.encode() for name, source in sources.items()}
+    return whook.load_policies(encoded).policies
+
+
+def review(**fields) -> bytes:
+    """The pod's review with other fields in its request; None takes one away."""
+    document = json.loads(POD)
+    document["request"] |= fields
+    document["request"] = {k: v for k, v in document["request"].items() if v is not None}
+    return json.dumps(document).encode()
+
+
+class HouseRules(unittest.TestCase):
+    """1: what the file promises about itself."""
+
+    source = (ROOT / "whook.py").read_text()
+
+    def test_it_imports_the_standard_library_only(self):
+        names = set()
+        for node in ast.walk(ast.parse(self.source)):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names.add(node.module or "")
+        self.assertEqual(
+            {n for n in names if n.split(".")[0] not in sys.stdlib_module_names}, set()
+        )
+
+    def test_its_sections_stand_in_the_order_of_its_map(self):
+        titles = re.findall(r"^# -+ (\d+ .+)$", self.source, re.M)
+        self.assertEqual([int(title.split()[0]) for title in titles], list(range(2, 12)))
+        words = " ".join(self.source.split('"""')[1].split())
+        self.assertIn("1 this text, " + ", ".join(titles) + ".", words)
+
+    def test_a_section_uses_at_import_only_what_stands_above_it(self):
+        run = subprocess.run([sys.executable, "-c", "import whook"], cwd=ROOT, capture_output=True)
+        self.assertEqual((run.returncode, run.stdout, run.stderr), (0, b"", b""))
+
+    def test_functions_are_short(self):
+        for node in ast.walk(ast.parse(self.source)):
+            if isinstance(node, ast.FunctionDef):
+                with self.subTest(node.name):
+                    self.assertLessEqual(node.end_lineno - node.lineno + 1, 50)
+
+
+class Log(unittest.TestCase):
+    """2: one line an event, which nothing from outside can forge."""
+
+    def test_values_are_escaped(self):
+        for value, expected in [
+            ("plain-1.2/x:y", "plain-1.2/x:y"),
+            ("two words", '"two words"'),
+            ("", '""'),
+            ("a\nb level=ERROR", '"a\\nb level=ERROR"'),
+            ("\x1b[2J", '"\\u001b[2J"'),
+            ("\ud800", '"\\ud800"'),
+            (True, "true"),
+            (1, "1"),
+        ]:
+            with self.subTest(value=value):
+                self.assertEqual(whook._quote(value), expected)
+
+
+class ParseReview(unittest.TestCase):
+    """3: bytes in, a Request out, or a Refusal that says why."""
+
+    def test_every_real_review(self):
+        for name, body in REVIEWS.items():
+            with self.subTest(name):
+                sent = json.loads(body)
+                request = whook.parse_review(body, 7)
+                fields = sent["request"]
+                self.assertEqual(request.api_version, sent["apiVersion"])
+                self.assertEqual(request.uid, fields["uid"])
+                self.assertEqual(request.operation, fields["operation"])
+                self.assertEqual(request.kind._asdict(), fields["kind"])
+                self.assertEqual(request.resource._asdict(), fields["resource"])
+                self.assertEqual(request.request_kind._asdict(), fields["requestKind"])
+                self.assertEqual(request.sub_resource, fields.get("subResource", ""))
+                self.assertEqual(request.user_info, fields["userInfo"])
+                self.assertEqual(request.object, fields["object"])
+                self.assertEqual(request.old_object, fields["oldObject"])
+                self.assertEqual(request.dry_run, fields["dryRun"])
+                self.assertEqual(request.options, fields["options"])
+                self.assertEqual(request.deadline, 7)
+
+    def test_name_falls_back(self):
+        for fields, expected in [
+            ({"name": "given"}, "given"),
+            ({"name": None}, "tricky"),
+            ({"name": None, "object": {"metadata": {"generateName": "web-"}}}, "web-"),
+            ({"name": None, "object": {"metadata": None}}, ""),
+            ({"name": None, "object": None}, ""),
+        ]:
+            with self.subTest(fields=fields):
+                self.assertEqual(whook.parse_review(review(**fields)).name, expected)
+
+    def test_an_old_api_server_sends_no_request_kind(self):
+        request = whook.parse_review(review(requestKind=None, requestResource=None))
+        self.assertEqual(request.request_kind, request.kind)
+        self.assertEqual(request.request_resource, request.resource)
+
+    def test_bad_bodies(self):
+        start = b'{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":'
+        for body, message in [
+            (b"", "the body is not JSON: it is empty"),
+            (
+                CUT,
+                f"the body is not JSON: Expecting ',' delimiter: line 1 column {len(CUT) + 1} "
+                f"(char {len(CUT)})",
+            ),
+            (b"hello", "the body is not JSON: Expecting value: line 1 column 1 (char 0)"),
+            (b"\xff\xfe", "the body is not UTF-8"),
+            (b"[" * 200_000, "the body is nested too deeply"),
+            (b'{"a":' * 200_000, "the body is nested too deeply"),
+            (
+                b"9" * 6000,
+                "the body is not JSON: Exceeds the limit (4300 digits) for integer "
+                "string conversion: value has 6000 digits",
+            ),
+            (b'{"a":NaN}', "the body is not JSON: NaN is not a JSON number"),
+            (b'{"a":1e999}', "the body is not JSON: 1e999 is not a JSON number"),
+            (b"[]", "the body is not an AdmissionReview: its kind must say so"),
+            (b'{"kind":"Pod"}', "the body is not an AdmissionReview: its kind must say so"),
+            (
+                b'{"kind":"AdmissionReview","apiVersion":"v1","request":{}}',
+                "apiVersion must be one of admission.k8s.io/v1, admission.k8s.io/v1beta1",
+            ),
+            (start + b"null}", "the AdmissionReview has no request"),
+            (start + b"[]}", "the AdmissionReview has no request"),
+            (start + b"{}}", "request.uid is missing"),
+            (review(uid=5), "request.uid must be a string"),
+            (
+                review(operation="PATCH"),
+                "request.operation must be one of CREATE, UPDATE, DELETE, CONNECT",
+            ),
+            (review(object=[1]), "request.object must be an object"),
+            (
+                review(kind={"group": 1}),
+                "group, version, kind of a kind or resource must be strings",
+            ),
+            (review(dryRun="yes"), "request.dryRun must be true or false"),
+            (review(userInfo="me"), "request.userInfo must be an object"),
+        ]:
+            with self.subTest(message):
+                with self.assertRaises(whook.Refusal) as caught:
+                    whook.parse_review(body)
+                self.assertEqual(
+                    (caught.exception.status, caught.exception.message), (400, message)
+                )
+
+    @settings(max_examples=300, deadline=None)
+    @given(st.data())
+    def test_damaged_reviews_are_parsed_or_refused(self, data):
+        body = bytearray(random.Random(1).choice(list(REVIEWS.values())))
+        for _ in range(data.draw(st.integers(1, 8))):
+            place = data.draw(st.integers(0, len(body) - 1))
+            body[place : place + data.draw(st.integers(0, 9))] = data.draw(st.binary(max_size=9))
+        try:
+            whook.evaluate(whook.parse_review(bytes(body)), ())
+        except whook.Refusal as refusal:
+            self.assertEqual(refusal.status, 400)
+
+    def test_objects_from_outside_are_nobody_elses(self):
+        request = whook.parse_review(POD)
+        before = request.object
+        request.working_copy()["spec"] = None
+        self.assertEqual(before, json.loads(POD)["request"]["object"])
+        self.assertEqual(request.object, before)
+
+
+class RenderReview(unittest.TestCase):
+    """3: a verdict as the API server takes it."""
+
+    def answer(self, source: str = "", body: bytes = POD, verb="mutate") -> dict:
+        request = whook.parse_review(body)
+        response = whook.evaluate(request, policies(p=source) if source else (), verb)
+        return json.loads(whook.render_review(request, response))
+
+    def test_version_and_uid_are_those_that_came(self):
+        for name, body in REVIEWS.items():
+            with self.subTest(name):
+                sent, answer = json.loads(body), self.answer(body=body)
+                self.assertEqual(
+                    answer,
+                    {
+                        "apiVersion": sent["apiVersion"],
+                        "kind": "AdmissionReview",
+                        "response": {"uid": sent["request"]["uid"], "allowed": True},
+                    },
+                )
+
+    def test_patch_and_patch_type_come_together(self):
+        response = self.answer(LABEL)["response"]
+        self.assertEqual(response["patchType"], "JSONPatch")
+        self.assertEqual(patch_of({"response": response}), LABEL_PATCH)
+
+    def test_a_denial_has_no_patch(self):
+        response = self.answer(LABEL + "    request.deny('not today', 418, 'Teapot')")["response"]
+        self.assertEqual(
+            response,
+            {
+                "uid": json.loads(POD)["request"]["uid"],
+                "allowed": False,
+                "status": {"code": 418, "reason": "Teapot", "message": "not today"},
+            },
+        )
+
+    def test_warnings_are_cleaned_and_cut(self):
+        long = "x" * 3000
+        for texts, expected in [
+            (["a\nb\x00\x85c"], ["a b c"]),
+            (["same", "same", " ", "\n"], ["same"]),
+            ([long], [long]),
+            ([long, "y" * 2000], ["x" * 256, "y" * 256]),
+            (
+                [f"{n:04}" + "z" * 300 for n in range(99)],
+                [f"{n:04}" + "z" * 252 for n in range(16)],
+            ),
+        ]:
+            with self.subTest(texts=str(texts)[:40]):
+                source = f"def mutate(obj, request):\n for t in {texts}: request.warn(t)"
+                self.assertEqual(self.answer(source)["response"]["warnings"], expected)
+
+    def test_audit_keys_are_checked(self):
+        good = "def mutate(obj, request): request.audit('image.x', 5)"
+        self.assertEqual(self.answer(good)["response"]["auditAnnotations"], {"image.x": "5"})
+        for key in ("", "a/b", "-a", "a-", "x" * 64, "ä"):
+            with self.subTest(key=key), self.assertRaisesRegex(whook.PolicyFault, "audit key"):
+                self.answer(f"def mutate(obj, request): request.audit({key!r}, 5)")
+
+
+class Policies(unittest.TestCase):
+    """4: files and folders, in the order of their names."""
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+
+    def write(self, name: str, text: str = LABEL) -> str:
+        path = self.folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        return str(path)
+
+    def load(self, *paths: str) -> whook.PolicySet:
+        return whook.load_policies(whook.read_sources(paths))
+
+    def test_order_is_that_of_the_names(self):
+        for name in ("d/b.py", "d/_helper.py", "d/.hidden.py", "d/README.md", "c.py", "d/a.py"):
+            self.write(name)
+        loaded = self.load(str(self.folder / "c.py"), str(self.folder / "d"))
+        self.assertEqual([policy.name for policy in loaded.policies], ["a", "b", "c"])
+
+    def test_the_hash_tells_content_and_name(self):
+        seen = {
+            self.load(self.write("a.py")).digest,
+            self.load(self.write("b.py")).digest,
+            self.load(self.write("a.py", LABEL + "#")).digest,
+        }
+        self.assertEqual(len(seen), 3)
+        self.assertEqual(self.load(self.write("b.py")).digest, self.load(self.write("b.py")).digest)
+
+    def test_none(self):
+        self.assertEqual(self.load().policies, ())
+
+    def test_find(self):
+        loaded = self.load(self.write("a.py"), self.write("b.py", "def validate(obj, request): 0"))
+        self.assertEqual([p.name for p in loaded.find("mutate", "")], ["a", "b"])
+        self.assertEqual([p.name for p in loaded.find("validate", "b")], ["b"])
+        for verb, name in (("mutate", "b"), ("validate", "a"), ("mutate", "x")):
+            with self.subTest(verb=verb, name=name):
+                with self.assertRaises(whook.Refusal) as caught:
+                    loaded.find(verb, name)
+                self.assertEqual(
+                    str(caught.exception), f'there is no policy "{name}" that defines {verb}'
+                )
+
+    def test_what_is_no_policy(self):
+        (self.folder / "empty").mkdir()
+        for text, message in [
+            (
+                "def mutate(",
+                "does not load: line 1: SyntaxError: '(' was never closed (a.py, line 1)",
+            ),
+            ("\n1/0", "does not load: line 2: ZeroDivisionError: division by zero"),
+            ("import sys; sys.exit(3)", "does not load: line 1: SystemExit: 3"),
+            ("x = 1", "defines neither mutate nor validate"),
+            ("mutate = 1", "defines neither mutate nor validate"),
+        ]:
+            with self.subTest(text=text), self.assertRaises(whook.SetupError) as caught:
+                self.load(self.write("a.py", text))
+            expected = f"policy {self.folder}/a.py {message}".replace(
+                "(a.py", f"({self.folder}/a.py"
+            )
+            self.assertIn(
+                str(caught.exception), (expected, expected.replace(f"{self.folder}/a.py,", "a.py,"))
+            )
+        for paths, message in [
+            (["/nowhere/x.py"], "can't read policy /nowhere/x.py: No such file or directory"),
+            ([str(self.folder / "empty")], f"no policy (*.py) in folder {self.folder}/empty"),
+            (
+                [self.write("a.py"), self.write("d/a.py")],
+                f'two policies are named "a": {self.folder}/a.py and {self.folder}/d/a.py',
+            ),
+        ]:
+            with self.subTest(paths=paths), self.assertRaises(whook.SetupError) as caught:
+                self.load(*paths)
+            self.assertEqual(str(caught.exception), message)
+            self.assertTrue(caught.exception.hint)
+
+
+# No key "-": the jsonpatch library takes it for the end of a list.
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 3)
+    | st.sampled_from([0.0, 1.0, 0.5])
+    | st.sampled_from(["", "a", "b", "é", "~", "/"]),
+    lambda children: (
+        st.lists(children, max_size=5)
+        | st.dictionaries(
+            st.sampled_from(["", "a", "b", "c/d", "~e", "~1", "0"]), children, max_size=5
+        )
+    ),
+    max_leaves=25,
+)
+OBJECTS = st.dictionaries(st.sampled_from(["a", "b", "c/d", "~e"]), JSON, max_size=4)
+
+
+def exact(value):
+    """A form in which true, 1 and 1.0 differ, as they do in JSON, and the order of keys doesn't
+    count."""
+    if isinstance(value, dict):
+        return {key: exact(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [exact(item) for item in value]
+    return type(value).__name__, value
+
+
+class JsonPatch(unittest.TestCase):
+    """5: diff and apply, with the jsonpatch library as a judge of both."""
+
+    def check(self, before, after):
+        copies = json.dumps([before, after])
+        patch = whook.diff(before, after)
+        self.assertEqual(exact(whook.apply(before, patch)), exact(after))
+        self.assertEqual(exact(jsonpatch.apply_patch(before, patch)), exact(after))
+        self.assertEqual(patch == [], exact(before) == exact(after))
+        self.assertEqual(json.dumps([before, after]), copies)
+        for step in patch:
+            self.assertIn(step["op"], ("add", "remove", "replace"))
+            self.assertTrue(step["path"].startswith("/"))
+        return patch
+
+    @settings(max_examples=400, deadline=None)
+    @given(OBJECTS, OBJECTS)
+    def test_any_two_objects(self, before, after):
+        self.check(before, after)
+
+    @settings(max_examples=200, deadline=None)
+    @given(st.lists(JSON, max_size=6), st.lists(JSON, max_size=6))
+    def test_any_two_lists(self, before, after):
+        self.check({"x": before}, {"x": after})
+
+    @settings(max_examples=200, deadline=None)
+    @given(st.lists(JSON, max_size=6), JSON, st.integers(0, 6))
+    def test_one_insertion_or_removal_is_one_operation(self, items, item, place):
+        more = [*items[:place], item, *items[place:]]
+        self.assertEqual(len(self.check({"x": items}, {"x": more})), 1)
+        self.assertEqual(len(self.check({"x": more}, {"x": items})), 1)
+
+    @settings(max_examples=100, deadline=None)
+    @given(OBJECTS)
+    def test_equal_documents_give_nothing(self, document):
+        self.assertEqual(whook.diff(document, json.loads(json.dumps(document))), [])
+
+    def test_table(self):
+        for before, after, patch in [
+            ({}, {"a/b~c": 1}, [{"op": "add", "path": "/a~1b~0c", "value": 1}]),
+            ({"a": True}, {"a": 1}, [{"op": "replace", "path": "/a", "value": 1}]),
+            ({"a": 1}, {"a": 1.0}, [{"op": "replace", "path": "/a", "value": 1.0}]),
+            ({"a": [0]}, {"a": [False]}, [{"op": "replace", "path": "/a/0", "value": False}]),
+            ({"a": {"b": 1}}, {}, [{"op": "remove", "path": "/a"}]),
+            ({}, {"a": {"b": {}}}, [{"op": "add", "path": "/a", "value": {"b": {}}}]),
+            ({"a": [1, 2, 3]}, {"a": [1, 3]}, [{"op": "remove", "path": "/a/1"}]),
+            ({"a": [1]}, {"a": [0, 1]}, [{"op": "add", "path": "/a/0", "value": 0}]),
+            ({"a": [1, 2, 3]}, {"a": []}, [{"op": "remove", "path": f"/a/{n}"} for n in (2, 1, 0)]),
+            (
+                {"a": [{"n": 1, "v": 1}]},
+                {"a": [{"n": 1, "v": 2}]},
+                [{"op": "replace", "path": "/a/0/v", "value": 2}],
+            ),
+            ({"a": {"x": 1, "y": 2}}, {"a": {"y": 2, "x": 1}}, []),
+            ({"a": [{"x": 1, "y": 2}]}, {"a": [{"y": 2, "x": 1}]}, []),
+            ({"a": []}, {"a": {}}, [{"op": "replace", "path": "/a", "value": {}}]),
+        ]:
+            with self.subTest(before=before, after=after):
+                self.assertEqual(json.dumps(self.check(before, after)), json.dumps(patch))
+
+    def test_what_json_cannot_hold(self):
+        loop = {}
+        loop["a"] = loop
+        for after, message in [
+            ({"a": {1: 2}}, "/a has the key 1: JSON's keys are strings"),
+            ({1: 2}, "/ has the key 1: JSON's keys are strings"),
+            ({"a": (1, 2)}, "/a is a tuple: not JSON"),
+            ({"a": {"b": {1}}}, "/a/b is a set: not JSON"),
+            ({"a": [math.nan]}, "/a/0 is nan: not JSON"),
+            ({"a": math.inf}, "/a is inf: not JSON"),
+            ({"a": b"x"}, "/a is a bytes: not JSON"),
+        ]:
+            with self.subTest(after=after), self.assertRaises(ValueError) as caught:
+                whook.diff({}, after)
+            self.assertEqual(str(caught.exception), message)
+        with self.assertRaises((ValueError, RecursionError)):
+            whook.diff({}, loop)
+
+    def test_the_root_stays(self):
+        for before, after in [({}, []), (1, 2), ([], {}), (None, {})]:
+            with self.subTest(before=before, after=after), self.assertRaises(ValueError):
+                whook.diff(before, after)
+        self.assertEqual(whook.diff(1, 1), [])
+
+    def test_values_are_copies(self):
+        after = {"a": {"b": [1]}}
+        patch = whook.diff({}, after)
+        after["a"]["b"].append(2)
+        self.assertEqual(patch[0]["value"], {"b": [1]})
+
+    def test_apply_is_strict(self):
+        for document, op, path in [
+            ({}, "remove", "/a"),
+            ({}, "replace", "/a"),
+            ({}, "add", "/a/b"),
+            ({"a": None}, "add", "/a/b"),
+            ({"a": []}, "add", "/a/1"),
+            ({"a": [1]}, "add", "/a/01"),
+            ({"a": [1]}, "remove", "/a/-1"),
+            ({"a": [1]}, "remove", "/a/1"),
+            ({"a": 1}, "test", "/a"),
+            ({}, "add", ""),
+            ({"a": [1]}, "replace", "/a/-"),
+        ]:
+            with self.subTest(op=op, path=path), self.assertRaises(ValueError):
+                whook.apply(document, [{"op": op, "path": path, "value": 1}])
+        appended = whook.apply({"a": [1]}, [{"op": "add", "path": "/a/-", "value": 2}])
+        self.assertEqual(appended, {"a": [1, 2]})
+
+
+class Evaluate(unittest.TestCase):
+    """6: policies on a request."""
+
+    def run_policies(self, body=POD, verb="mutate", **sources) -> whook.Response:
+        self.request = whook.parse_review(body)
+        return whook.evaluate(self.request, policies(**sources), verb)
+
+    def test_each_policy_sees_what_the_last_one_left(self):
+        response = self.run_policies(
+            a="def mutate(o, r): o['x'] = [1]",
+            b="def mutate(o, r): o['x'].append(2)",
+            c="def mutate(o, r): assert r.object.get('x') is None and o['x'] == [1, 2]",
+        )
+        sent = json.loads(POD)["request"]["object"]
+        self.assertEqual(whook.apply(sent, response.patch), sent | {"x": [1, 2]})
+        self.assertEqual(response.changed_by, {"a": 1, "b": 1})
+        self.assertEqual(list(response.spent), ["a", "b", "c"])
+
+    def test_validate_has_a_copy_of_its_own(self):
+        response = self.run_policies(
+            verb="validate",
+            a="def validate(o, r): o.clear()",
+            b="def validate(o, r): o['spec'] or r.deny('gone')",
+        )
+        self.assertTrue(response.allowed)
+        self.assertEqual(response.patch, [])
+
+    def test_delete_has_no_object(self):
+        response = self.run_policies(REVIEWS["delete-secret"], a="def mutate(o, r): 1/0")
+        self.assertEqual((response.allowed, response.patch), (True, []))
+        source = "def validate(o, r):\n if o is None: r.deny(r.old_object['metadata']['name'])"
+        response = self.run_policies(REVIEWS["delete-secret"], "validate", a=source)
+        self.assertEqual(response.message, "creds")
+
+    def test_a_denial_ends_the_review_even_if_swallowed(self):
+        for swallow in ("Exception", "BaseException"):
+            source = f"def mutate(o, r):\n try: r.deny('no')\n except {swallow}: pass"
+            response = self.run_policies(a=source, b="def mutate(o, r): 1/0")
+            with self.subTest(swallow):
+                self.assertEqual(
+                    (response.allowed, response.code, response.reason, response.message),
+                    (False, 403, "Forbidden", "no"),
+                )
+
+    def test_faults_name_policy_line_and_error(self):
+        for source, message in [
+            ("def mutate(o, r):\n o['x']['y']", "line 2: KeyError: 'x'"),
+            (
+                "def mutate(o, r):\n\n helper()\ndef helper():\n  1/0",
+                "line 5: ZeroDivisionError: division by zero",
+            ),
+            ("def mutate(o, r): raise SystemExit('bye')", "line 1: SystemExit: bye"),
+            ("import sys\ndef mutate(o, r): sys.exit(0)", "line 2: SystemExit: 0"),
+            (
+                "def mutate(o, r): r.deny('x', 200)",
+                "line 1: ValueError: deny code 200 is not between 400 and 599",
+            ),
+            (
+                "def mutate(o): 0",
+                "TypeError: mutate() takes 1 positional argument but 2 were given",
+            ),
+            (
+                "def mutate(o, r): r.uid = r.nothing",
+                "line 1: AttributeError: 'Request' object has no attribute 'nothing'",
+            ),
+            (
+                "def mutate(o, r): o['x'] = {1: 2}",
+                "what it made can't be sent: /x has the key 1: JSON's keys are strings",
+            ),
+            (
+                "def mutate(o, r): o['x'] = (1,)",
+                "what it made can't be sent: /x is a tuple: not JSON",
+            ),
+            (
+                "from collections import defaultdict\ndef mutate(o, r): o['x'] = defaultdict(int)",
+                "what it made can't be sent: /x is a defaultdict: not JSON",
+            ),
+        ]:
+            with self.subTest(source=source), self.assertRaises(whook.PolicyFault) as caught:
+                self.run_policies(a="def mutate(o, r): o['ok'] = 1", bad=source)
+            self.assertEqual(caught.exception.status, 500)
+            self.assertEqual(caught.exception.message, f'policy "bad" failed: {message}')
+        with self.assertRaises(whook.PolicyFault):
+            self.run_policies(bad="def mutate(o, r): o['x'] = o")
+
+    def test_what_a_policy_does_to_the_request_stays_there(self):
+        source = (
+            "def mutate(o, r):\n r.uid = 'x'; r.object['spec'] = None\n"
+            " r.old_object = 5; o['y'] = 1"
+        )
+        response = self.run_policies(a=source)
+        self.assertEqual(response.patch, [{"op": "add", "path": "/y", "value": 1}])
+
+    def test_no_policy_runs_past_the_deadline(self):
+        request = whook.parse_review(POD, time.monotonic() - 1)
+        with self.assertRaises(whook.Refusal) as caught:
+            whook.evaluate(request, policies(a=LABEL))
+        self.assertEqual(
+            (caught.exception.status, caught.exception.message),
+            (504, 'the deadline passed before policy "a" ran'),
+        )
+
+    def test_again_on_the_same_request(self):
+        request, loaded = whook.parse_review(POD), policies(a=LABEL)
+        patches = [whook.evaluate(request, loaded).patch for _ in range(3)]
+        self.assertEqual(patches, [LABEL_PATCH] * 3)
+
+
+class Framing(unittest.TestCase):
+    """7: the head of a request, read so that nobody can read it differently."""
+
+    def test_refused(self):
+        good = b"POST /mutate HTTP/1.1\r\nHost: x\r\n"
+        for data, status, message in [
+            (b"hello\r\n\r\n", 400, "the request line is not like POST /mutate HTTP/1.1"),
+            (b"GET / HTTP/2.0\r\n\r\n", 400, "the request line is not like POST /mutate HTTP/1.1"),
+            (
+                b"GET http://x/ HTTP/1.1\r\n\r\n",
+                400,
+                "the request line is not like POST /mutate HTTP/1.1",
+            ),
+            (b"GET  / HTTP/1.1\r\n\r\n", 400, "the request line is not like POST /mutate HTTP/1.1"),
+            (b"GET / HTTP/1.1\n\n", 400, "the request line is not like POST /mutate HTTP/1.1"),
+            (
+                good + b"A : b\r\n\r\n",
+                400,
+                "a header line is malformed, folded, or has a space before its colon",
+            ),
+            (
+                good + b"A: b\r\n c\r\n\r\n",
+                400,
+                "a header line is malformed, folded, or has a space before its colon",
+            ),
+            (
+                good + b"A: b\x00\r\n\r\n",
+                400,
+                "a header line is malformed, folded, or has a space before its colon",
+            ),
+            (
+                good + b"A: b\rC: d\r\n\r\n",
+                400,
+                "a header line is malformed, folded, or has a space before its colon",
+            ),
+            (
+                good + b"nothing\r\n\r\n",
+                400,
+                "a header line is malformed, folded, or has a space before its colon",
+            ),
+            (b"POST / HTTP/1.1\r\nA: b\r\n\r\n", 400, "the header host is missing"),
+            (good + b"Host: y\r\n\r\n", 400, "the header host stands there twice"),
+            (
+                good + b"Content-Length: 1\r\ncontent-length: 1\r\n\r\n",
+                400,
+                "the header content-length stands there twice",
+            ),
+            (
+                b"GET /" + b"x" * 9000 + b" HTTP/1.1\r\n\r\n",
+                431,
+                "a line of the head is longer than 8192 bytes",
+            ),
+            (
+                good + b"A: " + b"x" * 9000 + b"\r\n\r\n",
+                431,
+                "a line of the head is longer than 8192 bytes",
+            ),
+            (good + b"A: b\r\n" * 64 + b"\r\n", 431, "there are more than 64 headers"),
+        ]:
+            with self.subTest(data=data[:60]), self.assertRaises(whook.Refusal) as caught:
+                whook.read_head(io.BytesIO(data))
+            self.assertEqual((caught.exception.status, caught.exception.message), (status, message))
+
+    def test_lengths(self):
+        for headers, status, message in [
+            ({}, 411, "send a content-length"),
+            (
+                {"transfer-encoding": "chunked"},
+                411,
+                "send a content-length; transfer-encoding is not supported",
+            ),
+            (
+                {"transfer-encoding": "chunked", "content-length": "1"},
+                400,
+                "content-length and transfer-encoding exclude each other",
+            ),
+            (
+                {"content-length": "101"},
+                413,
+                "the body of 101 bytes is over the limit of 100 (--max-body)",
+            ),
+        ] + [
+            ({"content-length": text}, 400, f"the content-length {text!r} is not a number")
+            for text in ("+1", "-1", "1 1", "1_0", "", "0x1", "1.0", "١", "1,1", "9" * 19)
+        ]:
+            with self.subTest(headers=headers), self.assertRaises(whook.Refusal) as caught:
+                whook.body_length(whook.Head("POST", "/mutate", "1.1", headers), 100)
+            self.assertEqual((caught.exception.status, caught.exception.message), (status, message))
+        head = whook.Head("POST", "/mutate", "1.1", {"content-length": "100"})
+        self.assertEqual(whook.body_length(head, 100), 100)
+        self.assertEqual(whook.body_length(whook.Head("GET", "/", "1.1", {}), 100), 0)
+
+    @settings(max_examples=300, deadline=None)
+    @given(
+        st.binary(max_size=200)
+        | st.lists(
+            st.sampled_from(
+                [
+                    b"POST",
+                    b" ",
+                    b"/mutate",
+                    b"HTTP/1.1",
+                    b"\r\n",
+                    b"\n",
+                    b"Host",
+                    b":",
+                    b"x",
+                    b"Content-Length",
+                    b"5",
+                    b"\t",
+                    b"\x00",
+                    b"\xff",
+                ]
+            ),
+            max_size=30,
+        ).map(b"".join)
+    )
+    def test_any_bytes_are_a_head_or_refused(self, data):
+        try:
+            head = whook.read_head(io.BytesIO(data))
+            whook.body_length(head, 100)
+        except whook.Refusal as refusal:
+            self.assertIn(refusal.status, (400, 411, 413, 431))
+        except EOFError:
+            pass
+
+    def test_routes(self):
+        head = whook.Head("POST", "", "1.1", {"content-type": "application/json; charset=utf-8"})
+        for target, expected in [
+            ("/mutate", ("mutate", "", 10.0)),
+            ("/mutate?timeout=5s", ("mutate", "", 5.0)),
+            ("/validate/team-label?a=b&timeout=30s", ("validate", "team-label", 30.0)),
+        ]:
+            self.assertEqual(whook.route(head._replace(target=target)), expected)
+        for changes, status in [
+            ({"target": "/"}, 404),
+            ({"target": "/mutate/"}, 404),
+            ({"target": "/mutate/a/b"}, 404),
+            ({"target": "/mutatex"}, 404),
+            ({"target": "/mutate", "method": "GET"}, 405),
+            ({"target": "/mutate", "headers": {}}, 415),
+            ({"target": "/mutate", "headers": {"content-type": "text/json"}}, 415),
+            ({"target": "/mutate?timeout=5"}, 400),
+            ({"target": "/mutate?timeout=1h"}, 400),
+        ]:
+            with self.subTest(changes), self.assertRaises(whook.Refusal) as caught:
+                whook.route(head._replace(**changes))
+            self.assertEqual(caught.exception.status, status)
+
+
+class Serving(unittest.TestCase):
+    """7 and 8: a real process, over real TLS."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.whook = Whook(
+            "--max-body=100000",
+            policies={
+                "label": LABEL,
+                "pin": """
+def validate(obj, request):
+    request.deny("not pinned")
+""",
+            },
+        )
+        cls.enterClassContext(cls.whook)
+
+    def status_of(self, raw: bytes) -> tuple[int, dict, dict]:
+        head, _, body = raw.partition(b"\r\n\r\n")
+        first, *lines = head.decode().split("\r\n")
+        headers = dict(line.split(": ", 1) for line in lines)
+        return int(first.split()[1]), headers, json.loads(body)
+
+    def test_every_real_review_gets_a_valid_answer(self):
+        with self.whook.client() as client:
+            for name, body in REVIEWS.items():
+                with self.subTest(name):
+                    status, answer = self.whook.post(body, connection=client)
+                    sent = json.loads(body)
+                    self.assertEqual((status, answer["apiVersion"]), (200, sent["apiVersion"]))
+                    self.assertEqual(answer["response"]["uid"], sent["request"]["uid"])
+                    if sent["request"]["object"] is None:
+                        self.assertNotIn("patch", answer["response"])
+                    elif sent["request"]["operation"] != "CONNECT":
+                        patched = whook.apply(sent["request"]["object"], patch_of(answer))
+                        self.assertEqual(patched["metadata"]["labels"]["team"], "shop")
+
+    def test_paths(self):
+        for path, status, allowed in [
+            ("/mutate/label", 200, True),
+            ("/validate", 200, False),
+            ("/validate/pin", 200, False),
+            ("/validate/label", 404, None),
+            ("/mutate/nothing", 404, None),
+            ("/x", 404, None),
+        ]:
+            with self.subTest(path):
+                got, answer = self.whook.post(path=path)
+                self.assertEqual(
+                    (got, answer.get("response", {}).get("allowed")), (status, allowed)
+                )
+
+    def test_bad_input_gets_a_status_and_the_next_request_an_answer(self):
+        for raw, status, says in [
+            (request_bytes(b""), 400, "it is empty"),
+            (request_bytes(b"[]"), 400, "not an AdmissionReview"),
+            (request_bytes(b"[" * 90_000), 400, "nested too deeply"),
+            (request_bytes(Content_Type="text/plain"), 415, "application/json"),
+            (request_bytes(path="/nowhere"), 404, "nothing here"),
+            (request_bytes().replace(b"POST", b"PUT", 1), 405, "PUT is not allowed"),
+            (request_bytes(Content_Length=None), 411, "send a content-length"),
+            (request_bytes(Content_Length=None, Transfer_Encoding="chunked"), 411, "not supported"),
+            (request_bytes(Transfer_Encoding="chunked"), 400, "exclude each other"),
+            (request_bytes(Content_Length=100_001), 413, "over the limit of 100000"),
+            (request_bytes(Content_Length="+5"), 400, "is not a number"),
+            (request_bytes(Host=None), 400, "host is missing"),
+            (request_bytes(X="y" * 9000), 431, "longer than"),
+            (request_bytes(**{f"X{n}": n for n in range(70)}), 431, "more than 64"),
+            (b"\x16\x03\x01 rubbish\r\n\r\n", 400, "the request line"),
+        ]:
+            with self.subTest(raw=raw[:80], status=status):
+                raw = raw.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1)
+                got, headers, body = self.status_of(self.whook.raw(raw))
+                self.assertEqual((got, body["code"], body["kind"]), (status, status, "Status"))
+                self.assertEqual((body["apiVersion"], body["status"]), ("v1", "Failure"))
+                self.assertIn(says, body["message"])
+                self.assertNotIn("Traceback", body["message"])
+                self.assertEqual(headers["Connection"], "close")
+                if status == 405:
+                    self.assertEqual(headers["Allow"], "POST")
+                self.assertEqual(self.whook.post()[0], 200)
+
+    def test_a_wrong_review_does_not_cost_the_connection(self):
+        with self.whook.client() as client:
+            for body, status in [(POD, 200), (b"{", 400), (POD, 200)]:
+                self.assertEqual(self.whook.post(body, connection=client)[0], status)
+
+    def test_two_requests_at_once_get_two_answers(self):
+        last = request_bytes(Connection="close")
+        answers = self.whook.raw(request_bytes() + last)
+        self.assertEqual(answers.count(b"HTTP/1.1 200 OK\r\n"), 2)
+        self.assertEqual(answers.count(b"Connection: close"), 1)
+
+    def test_a_head_in_pieces(self):
+        with self.whook.connect() as client:
+            data = request_bytes(Connection="close")
+            for start in range(0, len(data), 700):
+                client.sendall(data[start : start + 700])
+            self.assertTrue(read_all(client).startswith(b"HTTP/1.1 200 OK"))
+
+    def test_expect_100(self):
+        with self.whook.connect() as client:
+            head, _, body = request_bytes(Expect="100-continue", Connection="close").partition(
+                b"\r\n\r\n"
+            )
+            client.sendall(head + b"\r\n\r\n")
+            self.assertEqual(client.recv(100), b"HTTP/1.1 100 Continue\r\n\r\n")
+            client.sendall(body)
+            self.assertTrue(read_all(client).startswith(b"HTTP/1.1 200 OK"))
+
+    def test_http_1_0_is_answered_and_closed(self):
+        raw = request_bytes().replace(b"HTTP/1.1", b"HTTP/1.0", 1)
+        self.assertIn(b"Connection: close", self.whook.raw(raw))
+
+    def test_alpn_is_http_1_1(self):
+        context = self.whook.trust()
+        context.set_alpn_protocols(["h2", "http/1.1"])
+        raw = socket.create_connection(("127.0.0.1", self.whook.port), 20)
+        with context.wrap_socket(raw, server_hostname="localhost") as client:
+            self.assertEqual(client.selected_alpn_protocol(), "http/1.1")
+
+    def test_old_tls_is_refused(self):
+        context = self.whook.trust()
+        context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
+        context.maximum_version = ssl.TLSVersion.TLSv1_1
+        context.set_ciphers("ALL:@SECLEVEL=0")
+        with socket.create_connection(("127.0.0.1", self.whook.port), 20) as raw:
+            with self.assertRaises((ssl.SSLError, ConnectionError)):
+                context.wrap_socket(raw, server_hostname="localhost")
+
+    def test_the_log_line(self):
+        self.whook.post(review(uid="look-for-me", userInfo={"username": "eve\nERROR"}))
+        line = self.whook.wait_for_log("uid=look-for-me")
+        self.assertRegex(
+            line,
+            r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z INFO review "
+            r"uid=look-for-me path=/mutate operation=CREATE kind=Pod "
+            r'object=shop2/tricky user="eve\\nERROR" allowed=true patch=1 '
+            r"duration=\d+\.\d\dms$",
+        )
+
+    def test_health(self):
+        self.assertEqual(self.whook.get("/livez"), (200, "ok\n"))
+        self.assertEqual(self.whook.get("/readyz"), (200, "ok\n"))
+        self.assertEqual(self.whook.get("/x")[0], 404)
+
+
+class Reload(unittest.TestCase):
+    """4 and 8: policies and certificates that change under a running server."""
+
+    def test_policies(self):
+        other = LABEL.replace("shop", "other")
+        with Whook(policies={"p": LABEL}) as server:
+            team = lambda: patch_of(server.post()[1])[0]["value"]  # noqa: E731
+            self.assertEqual(team(), "shop")
+            server.write_policy("p", other)
+            wait_for(lambda: team() == "other", "the new policy")
+            server.write_policy("p", "def mutate(")
+            line = server.wait_for_log("ERROR reload what=policies")
+            self.assertIn("SyntaxError", line)
+            self.assertEqual(team(), "other")
+            server.write_policy("p", LABEL)
+            wait_for(lambda: team() == "shop", "the mended policy")
+            self.assertEqual(len(server.logged("ERROR reload")), 1)
+            self.assertEqual(server.metric("whook_reload_errors_total", "policies"), 1)
+
+    def test_a_config_map_swaps_a_linked_folder(self):
+        with tempfile.TemporaryDirectory() as folder:
+            mount = Path(folder)
+            for name, source in (("..1", LABEL), ("..2", LABEL.replace("shop", "other"))):
+                (mount / name).mkdir()
+                (mount / name / "p.py").write_text(source)
+            (mount / "..data").symlink_to("..1")
+            (mount / "p.py").symlink_to("..data/p.py")
+            with Whook(f"--policy={folder}") as server:
+                self.assertEqual(patch_of(server.post()[1])[0]["value"], "shop")
+                (mount / "..new").symlink_to("..2")
+                (mount / "..new").rename(mount / "..data")
+                wait_for(lambda: patch_of(server.post()[1])[0]["value"] == "other", "the swap")
+
+    def test_certificates(self):
+        def serial():
+            with server.connect() as client:
+                return client.getpeercert()["serialNumber"]
+
+        with Whook() as server:
+            first = serial()
+            server.cert.write_text("rubbish")
+            server.wait_for_log("ERROR reload what=tls", "no pair")
+            self.assertEqual(serial(), first)
+            server.write_pair(server.authority.issue(not_after=-timedelta(hours=1)))
+            server.wait_for_log("ERROR reload what=tls", "expired")
+            self.assertEqual(serial(), first)
+            server.write_pair(server.authority.issue())
+            wait_for(lambda: serial() != first, "the new certificate")
+            self.assertEqual(server.post()[0], 200)
+
+
+class CommandLine(unittest.TestCase):
+    """11: what it says when it can't start, and how it ends."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
+        cls.authority = pki.Authority()
+        cls.cert, cls.key = cls.authority.issue().write(cls.folder)
+
+    def run_whook(self, *arguments: object) -> tuple[int, str]:
+        run = subprocess.run(
+            [sys.executable, ROOT / "whook.py", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+        return run.returncode, run.stderr
+
+    def test_errors_have_a_hint(self):
+        old = self.authority.issue(not_after=-timedelta(hours=1))
+        old_cert, old_key = old.write(self.folder, "old.pem", "old-key.pem")
+        client = self.authority.issue(client=True)
+        client_cert, client_key = client.write(self.folder, "client.pem", "client-key.pem")
+        _, other_key = self.authority.issue().write(self.folder, "other.pem", "other-key.pem")
+        bad = self.folder / "bad.py"
+        bad.write_text("def mutate(")
+        taken = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(taken.close)
+        port = taken.getsockname()[1]
+        good = (f"--tls-cert={self.cert}", f"--tls-key={self.key}")
+        for arguments, message in [
+            (("--tls-cert=/no.pem", f"--tls-key={self.key}"), "can't read /no.pem: No such file"),
+            (
+                (f"--tls-cert={self.cert}", f"--tls-key={other_key}"),
+                f"{self.cert} and {other_key} are no pair",
+            ),
+            ((f"--tls-cert={bad}", f"--tls-key={self.key}"), "are no pair"),
+            (
+                (f"--tls-cert={old_cert}", f"--tls-key={old_key}"),
+                f"the certificate in {old_cert} can't serve: certificate has expired",
+            ),
+            (
+                (f"--tls-cert={client_cert}", f"--tls-key={client_key}"),
+                f"the certificate in {client_cert} can't serve: ",
+            ),
+            ((*good, "--policy=/nowhere"), "can't read policy /nowhere: No such file"),
+            ((*good, f"--policy={bad}"), f"policy {bad} does not load: line 1: SyntaxError"),
+            (
+                (*good, "--host=127.0.0.1", f"--port={port}"),
+                f"can't listen on 127.0.0.1, port {port}: Address already in use",
+            ),
+            ((*good, f"--client-ca={bad}"), f"{bad} holds no CA"),
+        ]:
+            with self.subTest(message):
+                status, printed = self.run_whook(*arguments)
+                lines = [line for line in printed.splitlines() if line.startswith("whook: ")]
+                self.assertEqual((status, len(lines)), (1, 2), printed)
+                self.assertTrue(lines[0].startswith("whook: error: "))
+                self.assertIn(message, lines[0])
+                self.assertTrue(lines[1].startswith("whook: hint: "))
+
+    def test_wrong_usage(self):
+        for arguments, message in [
+            ((), "the following arguments are required: --tls-cert, --tls-key"),
+            (
+                ("--tls-cert=a", "--tls-key=b", "--port=x"),
+                "argument --port: 'x' is not a number from 0 to 65535",
+            ),
+            (
+                ("--tls-cert=a", "--tls-key=b", "--workers=0"),
+                "argument --workers: '0' is not a number from 1 to 256",
+            ),
+            (("--tls-cert=a", "--tls-key=b", "--log-format=xml"), "invalid choice: 'xml'"),
+        ]:
+            with self.subTest(message):
+                status, printed = self.run_whook(*arguments)
+                self.assertEqual(status, 2)
+                self.assertIn("\nwhook: error: ", printed)
+                self.assertIn(message, printed)
+
+    def test_start_up_says_what_it_serves(self):
+        with Whook(policies={"b": LABEL, "a": LABEL}, workers=2) as server:
+            self.assertRegex(
+                server.wait_for_log("INFO listening"),
+                r"admission=\d+ health=\d+ host=127.0.0.1 workers=2 version=1\.0\.0$",
+            )
+            self.assertRegex(server.wait_for_log("INFO policies"), r"names=a,b hash=[0-9a-f]{12}$")
+            self.assertRegex(
+                server.wait_for_log("INFO certificate"),
+                r"names=localhost,127\.0\.0\.1,0:0:0:0:0:0:0:1 not_after=\d{4}-.*Z$",
+            )
+
+    def test_json_log(self):
+        with Whook("--log-format=json", policies={"a": LABEL}) as server:
+            server.post()
+            entry = json.loads(server.wait_for_log('"review"'))
+            self.assertEqual(
+                (entry["level"], entry["event"], entry["kind"], entry["allowed"]),
+                ("INFO", "review", "Pod", True),
+            )
+
+    def test_signals_end_it_cleanly(self):
+        for workers in (1, 2):
+            for number in (signal.SIGTERM, signal.SIGINT):
+                with self.subTest(workers=workers, number=number):
+                    with Whook(workers=workers) as server:
+                        server.post()
+                        server.process.send_signal(number)
+                        self.assertEqual(server.process.wait(15), 0)
+
+
+if __name__ == "__main__":
+    unittest.main()
