@@ -43,7 +43,7 @@ import time
 import traceback
 import types
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from io import BufferedIOBase
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, NoReturn, TypeVar
@@ -243,12 +243,62 @@ class Request:
             )
         self.response.audit[key] = str(value)
 
+    def read(self, obj: Any, path: str, kind: type, create: bool = False) -> Any:
+        """The value at a path like "spec.template", of this type; an empty one, not to be edited,
+        where it or a parent is missing or null. ValueError names a field of another type."""
+        keys = path.split(".")
+        for depth, key in enumerate(keys, 1):
+            parent, wanted = obj, kind if depth == len(keys) else dict
+            obj = wanted() if parent.get(key) is None else parent[key]
+            if type(obj) is not wanted:
+                raise ValueError(f"{'.'.join(keys[:depth])} must be {_TYPE_NAMES[wanted]}")
+            if create:
+                parent[key] = obj
+        return obj
+
+    def edit(self, obj: Any, path: str, kind: type) -> Any:
+        """As read(), but what was missing is put into `obj`, to be edited there."""
+        return self.read(obj, path, kind, create=True)
+
+    def pod(self, obj: Any) -> Any:
+        """What has a pod's metadata and spec: the Pod itself, or a workload's template. None for
+        other kinds, a mirror pod, a Pod or Job that exists already (their pod is immutable), and a
+        template that the UPDATE leaves as it was: no policy starts a rollout by itself."""
+        if self.operation == "UPDATE" and self.kind.kind in ("Pod", "Job"):
+            return None
+        pod = self._pod(obj)
+        return None if pod == self._pod(self.old_object) else pod
+
+    def containers(self, obj: Any, *parts: str) -> Iterator[dict[str, Any]]:
+        """The containers that the request adds or changes in a Pod or template: init, plain and
+        ephemeral ones, or those in `parts`. In a Pod that exists, only their image is mutable."""
+        pod, old = self._pod(obj) or {}, self._pod(self.old_object) or {}
+        for part in parts or ("initContainers", "containers", "ephemeralContainers"):
+            before = self.read(old, f"spec.{part}", list)
+            for index, container in enumerate(self.read(pod, f"spec.{part}", list)):
+                if type(container) is not dict:
+                    raise ValueError(f"spec.{part}[{index}] must be an object")
+                if container not in before:
+                    yield container
+
+    def _pod(self, obj: Any) -> Any:
+        path = _PODS.get(self.kind.kind) if self.kind.group in ("", "apps", "batch") else None
+        if obj is None or path is None:
+            return None
+        pod = self.read(obj, path, dict) if path else obj
+        mirror = "kubernetes.io/config.mirror" in self.read(pod, "metadata.annotations", dict)
+        return None if mirror else pod
+
 
 _API_VERSIONS = ("admission.k8s.io/v1", "admission.k8s.io/v1beta1")
 _OPERATIONS = ("CREATE", "UPDATE", "DELETE", "CONNECT")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 _AUDIT_KEY = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?").fullmatch
 _TYPE_NAMES = {dict: "an object", str: "a string", bool: "true or false", list: "a list"}
+_TYPE_NAMES |= {int: "a whole number"}
+_PODS = {"Pod": "", "PodTemplate": "template", "CronJob": "spec.jobTemplate.spec.template"}
+_PODS |= dict.fromkeys(("Deployment", "ReplicationController", "Job"), "spec.template")
+_PODS |= dict.fromkeys(("StatefulSet", "DaemonSet", "ReplicaSet"), "spec.template")
 
 
 def freeze(value: Any) -> bytes:
