@@ -1,11 +1,9 @@
 """Tests of whook.py, in the order of its sections."""
 
 import ast
-import concurrent.futures
 import io
 import json
 import math
-import os
 import random
 import re
 import signal
@@ -14,7 +12,6 @@ import ssl
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import unittest
 from datetime import timedelta

@@ -77,7 +77,7 @@ MAX_FAILED_STARTS = 5  # of workers that never came up, before the supervisor gi
 TICK = 0.5  # how often a worker looks after time-outs, files and its heartbeat
 MAX_WARNINGS = 4096  # characters in all warnings together; past them each is cut to:
 MAX_WARNING = 256
-MAX_SERIES = 2000  # label combinations a worker counts; later ones fall under "other"
+MAX_SERIES = 2000  # label combinations a worker counts; later ones go without labels
 SLOT_SIZE = 1024 * 1024  # shared memory for one worker's counters
 
 
@@ -502,6 +502,11 @@ def load_policies(sources: Mapping[str, bytes]) -> PolicySet:
 def _load_policy(path: str, source: bytes) -> Policy:
     module = types.ModuleType(Path(path).stem)
     module.__file__ = path
+    if not re.fullmatch("[A-Za-z0-9._-]+", module.__name__):
+        raise SetupError(
+            f"policy {path} can't be named in a path like /mutate/NAME",
+            "use letters, digits, '-', '_' and '.'",
+        )
     try:
         exec(compile(source, path, "exec"), vars(module))  # noqa: S102  the operator's own code
     except (Exception, SystemExit) as error:
@@ -1183,7 +1188,7 @@ class Watched(Generic[Made]):
         self.what, self.read, self.make = what, read, make
         contents = read()
         self.value, self.seen = make(contents), digest_of(contents)
-        self.errors, self.made_at = 0, time.time()
+        self.errors, self.complaint, self.made_at = 0, "", time.time()
 
     def refresh(self) -> None:
         """Look at the files. A mounted ConfigMap or Secret swaps a link to a whole folder, maybe
@@ -1191,18 +1196,15 @@ class Watched(Generic[Made]):
         try:
             contents = self.read()
             seen = digest_of(contents)
-            if seen == self.seen or self.read() != contents:
-                return
-            self.seen = seen
-            self.value, self.made_at = self.make(contents), time.time()
-            log("INFO", "reloaded", what=self.what, hash=seen)
+            if seen != self.seen and self.read() == contents:
+                self.seen = seen
+                self.value, self.made_at = self.make(contents), time.time()
+                log("INFO", "reloaded", what=self.what, hash=seen)
+            self.complaint = ""
         except SetupError as error:
-            self.failed(error)
-
-    def failed(self, error: SetupError) -> None:
-        self.errors += 1
-        if self.errors == 1 or str(error) != self.seen:
-            log("ERROR", "reload", what=self.what, error=error.message, hint=error.hint)
+            if self.complaint != error.message:
+                self.complaint, self.errors = error.message, self.errors + 1
+                log("ERROR", "reload", what=self.what, error=error.message, hint=error.hint)
 
 
 # ---------------------------------------------------------------------------- 9 metrics
@@ -1244,7 +1246,7 @@ class Metrics:
 
     def add(self, name: str, labels: str = "", amount: float = 1) -> None:
         with self.lock:
-            self.series.setdefault((name, labels), [0])[0] += amount
+            self._numbers(name, labels, 1)[0] += amount
 
     def set(self, name: str, labels: str, value: float) -> None:
         with self.lock:
@@ -1252,9 +1254,14 @@ class Metrics:
 
     def observe(self, name: str, labels: str, seconds: float) -> None:
         with self.lock:
-            numbers = self.series.setdefault((name, labels), [0] * (len(BUCKETS) + 2))
+            numbers = self._numbers(name, labels, len(BUCKETS) + 2)
             numbers[bisect.bisect_left(BUCKETS, seconds)] += 1
             numbers[-1] += seconds
+
+    def _numbers(self, name: str, labels: str, count: int) -> list[float]:
+        if (name, labels) not in self.series and len(self.series) >= MAX_SERIES:
+            labels = ""
+        return self.series.setdefault((name, labels), [0] * count)
 
     def review(self, path: str, request: Request, outcome: str, seconds: float) -> None:
         kind = request.kind.kind
@@ -1282,7 +1289,7 @@ class Board:
         self.memory = mmap.mmap(-1, slots * SLOT_SIZE)
 
     def publish(self, slot: int, series: Series) -> None:
-        data = marshal.dumps(series)[: SLOT_SIZE - self._HEAD.size]
+        data = marshal.dumps(series)  # MAX_SERIES of them fit
         start = slot * SLOT_SIZE + self._HEAD.size
         self.memory[start : start + len(data)] = data
         head = (time.monotonic(), len(data), zlib.crc32(data))
@@ -1410,9 +1417,11 @@ class Worker:
         for server in servers:
             server.reap()
         if self.stuck() and not self.ending:
-            log("ERROR", "stuck", hint="a policy never came back: this worker is replaced")
+            log("ERROR", "stuck", hint="a policy did not come back: this worker is replaced")
             self.status = 1
-            self.end(0)
+            self.admission.shutdown()  # the other workers serve who comes now,
+            self.health.shutdown()  # and say how they are
+            self.end(SETTLE_TIME)
         if os.getppid() != self.parent and not self.ending:
             self.end(0)
         self.publish()
@@ -1529,11 +1538,14 @@ class Worker:
         return now >= min(self.ending[0] + SETTLE_TIME, self.ending[1])
 
     def finish(self) -> None:
-        """Cut who is idle, and wait for the reviews at work: no longer than till they are stuck."""
-        until = time.monotonic() + STUCK_AFTER
-        while self.admission.connections and not self.stuck() and time.monotonic() < until:
+        """Cut who is idle, and wait for the reviews at work but those that are stuck."""
+        while True:
             self.admission.cut_idle()
             self.publish()
+            now = time.monotonic()
+            at_work = list(self.admission.connections.values())
+            if not any(now < connection.overdue < math.inf for connection in at_work):
+                return
             time.sleep(TICK / 50)
 
 
