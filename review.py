@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import itertools
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -31,7 +32,13 @@ WEBHOOKS: dict[whook.Verb, str] = {
 def read_reviews(text: str, source: str) -> list[dict[str, Any]]:
     """The AdmissionReviews in a text of one or more JSON documents: reviews, objects, or Lists of
     objects; whook.SetupError if it is none of these."""
-    return [as_review(document) for document in _documents(text, source)]
+    reviews = [as_review(document) for document in _documents(text, source)]
+    if not reviews:
+        raise whook.SetupError(f"{source} holds nothing", HINT)
+    return reviews
+
+
+HINT = "give AdmissionReviews or Kubernetes objects as JSON"
 
 
 def _documents(text: str, source: str) -> Iterator[dict[str, Any]]:
@@ -44,12 +51,13 @@ def _documents(text: str, source: str) -> Iterator[dict[str, Any]]:
                 f"{source} is not JSON: {error}",
                 "YAML becomes JSON by: kubectl create --dry-run=client -o json -f FILE",
             ) from None
-        if type(document) is not dict or "kind" not in document or "apiVersion" not in document:
-            raise whook.SetupError(
-                f"{source} holds something without apiVersion and kind",
-                "give an AdmissionReview, a Kubernetes object, or a List of them",
-            )
-        yield from document["items"] if document["kind"] == "List" else [document]
+        a_list = type(document) is dict and document.get("kind") == "List"
+        for item in document.get("items", []) if a_list else [document]:
+            if type(item) is not dict or not {"apiVersion", "kind"} <= item.keys():
+                raise whook.SetupError(
+                    f"{source} holds something without apiVersion and kind", HINT
+                )
+            yield item
 
 
 def as_review(document: dict[str, Any]) -> dict[str, Any]:
@@ -187,21 +195,25 @@ STRING_MAPS = ("labels", "annotations", "matchLabels", "nodeSelector", "data", "
 
 def _wrong_types(before: Any, after: Any, path: str) -> Iterator[str]:
     """Values whose JSON type the policies changed, and what they put into maps of strings."""
-    if type(after) is dict and path.rpartition("/")[2] in STRING_MAPS:
-        for key, value in after.items():
-            if type(value) is not str and (type(before) is not dict or before.get(key) != value):
-                yield f"{path}/{key} is {json.dumps(value)}, and must be a string"
-    elif type(before) is dict and type(after) is dict:
-        for key, value in after.items():
-            yield from _wrong_types(before.get(key), value, f"{path}/{key}")
+    if before is not None and after is not None and _type(before) != _type(after):
+        yield f"{path} was {_type(before)}, and is {_type(after)}"
     elif type(after) is dict:
+        strings = path.rpartition("/")[2] in STRING_MAPS
         for key, value in after.items():
-            yield from _wrong_types(None, value, f"{path}/{key}")
-    elif type(before) is list and type(after) is list:
-        for index, (one, other) in enumerate(zip(before, after, strict=False)):
-            yield from _wrong_types(one, other, f"{path}/{index}")
-    elif before is not None and after is not None and type(before) is not type(after):
-        yield f"{path} was {json.dumps(before)}, and is {json.dumps(after)}: another type"
+            old = before.get(key) if before else None
+            if strings and type(value) is not str and value != old:
+                yield f"{path}/{key} is {json.dumps(value)}, and must be a string"
+            elif not strings:
+                yield from _wrong_types(old, value, f"{path}/{key}")
+    elif type(after) is list:
+        pairs = itertools.zip_longest(before or [], after)
+        for index, (old, new) in enumerate(pairs):
+            yield from _wrong_types(old, new, f"{path}/{index}")
+
+
+def _type(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false"}
+    return names.get(type(value), "a number")
 
 
 # ---------------------------------------------------------------------------- showing
@@ -236,7 +248,7 @@ def remarks(outcome: Outcome) -> list[str]:
     ]
     lines += [f"an API server would refuse the result: {what}" for what in outcome.refusals]
     if outcome.fault:
-        lines.append("with failurePolicy: Ignore the object would pass as it was sent")
+        lines.append("with failurePolicy: Ignore the object passes as it was sent")
     return lines
 
 

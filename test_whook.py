@@ -1,9 +1,11 @@
 """Tests of whook.py, in the order of its sections."""
 
 import ast
+import concurrent.futures
 import io
 import json
 import math
+import os
 import random
 import re
 import signal
@@ -27,6 +29,7 @@ from testing.server import (
     POD,
     REVIEWS,
     ROOT,
+    Stream,
     Whook,
     patch_of,
     read_all,
@@ -949,6 +952,414 @@ class Reload(unittest.TestCase):
             server.write_pair(server.authority.issue())
             wait_for(lambda: serial() != first, "the new certificate")
             self.assertEqual(server.post()[0], 200)
+
+
+class Bounds(unittest.TestCase):
+    """7 and 10: what a client may take up, and for how long."""
+
+    def test_too_many_connections_are_told_to_come_again(self):
+        with Whook("--max-connections=2") as server, server.client() as one, server.client() as two:
+            for client in (one, two):
+                self.assertEqual(server.post(connection=client)[0], 200)
+            head, _, body = server.raw(request_bytes()).partition(b"\r\n\r\n")
+            self.assertTrue(head.startswith(b"HTTP/1.1 503 Service Unavailable"))
+            self.assertIn(b"\r\nRetry-After: 1", head)
+            self.assertIn(b"\r\nConnection: close", head)
+            self.assertEqual(json.loads(body)["message"], "whook is at its limit")
+            self.assertEqual(server.post(connection=one)[0], 200)
+            one.close()
+            wait_for(lambda: server.post()[0] == 200, "room for one more")
+            self.assertGreaterEqual(server.metric("whook_refusals_total", "503"), 1)
+
+    def test_bodies_in_flight_are_bounded(self):
+        slow = "import time\ndef mutate(obj, request): time.sleep(1)"
+        big = POD[:-2] + b" " * 70_000 + POD[-2:]
+        with Whook("--max-body=100000", policies={"slow": slow}) as server:
+            with concurrent.futures.ThreadPoolExecutor(20) as pool:
+                answers = list(pool.map(lambda _: server.post(big)[0], range(20)))
+            self.assertEqual(set(answers), {200, 503})
+            self.assertEqual(server.post()[0], 200)
+
+    def test_slow_clients_are_cut(self):
+        shorter = "whook.HANDSHAKE_TIMEOUT = whook.HEAD_TIMEOUT = whook.BODY_TIMEOUT = 0.5\n"
+        shorter += "whook.IDLE_TIMEOUT = whook.WRITE_TIMEOUT = 1; whook.TICK = 0.1"
+        hello = bytes.fromhex("160301020001")  # the start of a TLS record
+        with Whook(patches=shorter) as server:
+            address = ("127.0.0.1", server.port)
+            silent, half = socket.create_connection(address), socket.create_connection(address)
+            half.sendall(hello)
+            idle, head, body = server.connect(), server.connect(), server.connect()
+            head.sendall(b"POST /mutate HTTP/1.1\r\nHo")
+            body.sendall(request_bytes()[:-100])
+            dripping = server.connect()
+            clients = {
+                "silent": silent,
+                "half a handshake": half,
+                "idle": idle,
+                "half a head": head,
+                "half a body": body,
+                "dripping": dripping,
+            }
+            for name, client in clients.items():
+                with self.subTest(name), client:
+                    client.settimeout(0.05 if name == "dripping" else 20)
+                    self.assertEqual(self.drip(client, name == "dripping"), b"")
+            self.assertEqual(server.post()[0], 200)
+            self.assertEqual(server.logged("Traceback"), [])
+
+    def drip(self, client, slowly: bool) -> bytes:
+        """What comes back, at the end, while a byte is sent now and then if `slowly`."""
+        end = time.monotonic() + 20
+        while slowly and time.monotonic() < end:
+            try:
+                client.send(b"P")
+                return client.recv(100)
+            except TimeoutError:
+                continue
+            except OSError:
+                return b""
+        return read_all(client)
+
+    def test_who_never_reads_is_cut(self):
+        with Whook(
+            patches="whook.WRITE_TIMEOUT = 0.5; whook.TICK = 0.1",
+            policies={"p": "def mutate(o, r): r.audit('x', 'y' * 200_000)"},
+        ) as server:
+            with server.connect() as client:
+                with self.assertRaises(OSError):
+                    for _ in range(1000):  # until both sides' buffers are full
+                        client.sendall(request_bytes())
+            self.assertEqual(server.post()[0], 200)
+
+    def test_a_thousand_silent_clients(self):
+        with Whook("--max-connections=300", workers=2) as server:
+            clients = []
+            for _ in range(1000):
+                clients.append(socket.create_connection(("127.0.0.1", server.port)))
+            wait_for(lambda: self.try_post(server) == 200, "an answer among silent clients")
+            for client in clients:
+                client.close()
+            wait_for(lambda: server.metric("whook_connections") == 0, "the end of all of them")
+
+    def try_post(self, server) -> int:
+        try:
+            return server.post()[0]
+        except OSError:
+            return 0
+
+    def test_resets_and_rubbish(self):
+        noise = random.Random(7)
+        with Whook() as server:
+            for turn in range(200):
+                raw = socket.create_connection(("127.0.0.1", server.port))
+                if turn % 4:
+                    client = server.trust().wrap_socket(raw, server_hostname="localhost")
+                    client.sendall(noise.randbytes(300) if turn % 2 else request_bytes()[:3000])
+                else:
+                    client = raw
+                    client.sendall(noise.randbytes(300))
+                linger = b"\x01\0\0\0\0\0\0\0"  # on, for no time: close by a reset
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                client.close()
+            self.assertEqual(server.post()[0], 200)
+            self.assertEqual(server.logged("bug"), [])
+            wait_for(lambda: server.metric("whook_connections") == 0, "the end of all of them")
+
+    def test_file_descriptors_run_out(self):
+        few = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))"
+        with Whook(patches=few) as server:
+            clients = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(80)]
+            for client in clients:
+                client.close()
+            wait_for(lambda: self.try_post(server) == 200, "an answer after the flood")
+
+    def test_client_ca(self):
+        with tempfile.TemporaryDirectory() as folder:
+            clients = pki.Authority("clients")
+            ca = Path(folder, "ca.pem")
+            ca.write_bytes(clients.pem)
+            with Whook(f"--client-ca={ca}") as server:
+                with server.connect(client=clients.issue(client=True)) as client:
+                    client.sendall(request_bytes(Connection="close"))
+                    self.assertTrue(read_all(client).startswith(b"HTTP/1.1 200 OK"))
+                for pair in (None, pki.Authority("others").issue(client=True)):
+                    with self.assertRaises(OSError), server.connect(client=pair) as client:
+                        client.sendall(request_bytes())
+                        if not client.recv(100):
+                            raise ConnectionResetError
+                self.assertEqual(server.get("/readyz")[0], 200)
+
+
+class Metrics(unittest.TestCase):
+    """9: numbers that any worker can sum up, and that outlive a worker."""
+
+    def test_all_of_them(self):
+        sources = {
+            "label": LABEL,
+            "bad": "def mutate(o, r):\n if r.dry_run: 1/0",
+            "no": "def validate(o, r): r.deny('no')",
+        }
+        with Whook(policies=sources, workers=2) as server:
+            for _ in range(10):
+                server.post()
+            server.post(REVIEWS["create-pod-dryrun"])
+            server.post(path="/validate")
+            server.post(path="/nowhere")
+            count = lambda *labels: server.metric("whook_reviews_total", *labels)  # noqa: E731
+            wait_for(lambda: count() == 12, "all reviews counted")
+            self.assertEqual(count('outcome="allowed"', 'kind="Pod"', 'operation="CREATE"'), 10)
+            self.assertEqual((count('outcome="error"'), count('outcome="denied"')), (1, 1))
+            self.assertEqual(server.metric("whook_policy_errors_total", "bad"), 1)
+            self.assertEqual(server.metric("whook_patch_operations_total", "label"), 10)
+            self.assertEqual(server.metric("whook_review_duration_seconds_count"), 12)
+            self.assertEqual(server.metric("whook_refusals_total", '"404"'), 1)
+            self.assertEqual(server.metric("whook_workers"), 2)
+            self.assertGreater(
+                server.metric("whook_certificate_not_after_timestamp_seconds"), time.time()
+            )
+            for worker in server.children():
+                os.kill(worker, signal.SIGKILL)
+            wait_for(lambda: server.metric("whook_workers") == 2, "two new workers")
+            self.assertEqual(count(), 12)
+            self.assertEqual(server.metric("whook_worker_restarts_total"), 2)
+            text = server.get("/metrics")[1]
+            named = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}
+            self.assertEqual(named, set(whook.METRICS))
+
+    def test_labels_are_bounded(self):
+        metrics = whook.Metrics({})
+        for number in range(5000):
+            request = whook.parse_review(review(kind={"kind": f"Kind{number}"}))
+            metrics.review(f"/mutate/{number}", request, "allowed", 0.1)
+        self.assertLessEqual(len(metrics.series), whook.MAX_SERIES + 2)
+        self.assertEqual(
+            sum(v[0] for (name, _), v in metrics.series.items() if name == "whook_reviews_total"),
+            5000,
+        )
+
+    def test_a_histogram(self):
+        metrics = whook.Metrics({})
+        for seconds in (0.00005, 0.0001, 0.3, 99):
+            metrics.observe("whook_review_duration_seconds", 'path="/x"', seconds)
+        text = whook.render_metrics([metrics.series, metrics.series]).decode()
+        self.assertIn('whook_review_duration_seconds_bucket{path="/x",le="0.0001"} 4\n', text)
+        self.assertIn('whook_review_duration_seconds_bucket{path="/x",le="0.5"} 6\n', text)
+        self.assertIn('whook_review_duration_seconds_bucket{path="/x",le="+Inf"} 8\n', text)
+        self.assertIn('whook_review_duration_seconds_count{path="/x"} 8\n', text)
+        self.assertIn('whook_review_duration_seconds_sum{path="/x"} 198.6003\n', text)
+
+
+class ChangeWithoutLoss(unittest.TestCase):
+    """10: not one failed review, whatever changes under it."""
+
+    def test_rotation_and_reload_under_a_stream(self):
+        with Whook(policies={"p": LABEL}, workers=2) as server, Stream(server) as stream:
+            for turn in range(3):
+                server.write_pair(server.authority.issue())
+                server.write_policy("p", "def mutate(" if turn == 1 else LABEL + f"# {turn}")
+                wanted = server.logged("reload"), turn
+                wait_for(lambda w=wanted: len(server.logged("reload")) >= len(w[0]) + 4, "reloads")
+                stream.wait_for_more()
+        self.assertEqual(stream.failures, [])
+
+    def test_rolling_restart(self):
+        old = Whook(policies={"p": LABEL}, workers=2, grace=60)
+        with old, Stream(old) as stream:
+            for _ in range(2):
+                new = Whook(policies={"p": LABEL}, workers=2, grace=60, pair=old.authority.issue())
+                new.authority = old.authority
+                self.enterContext(new)
+                old.process.send_signal(signal.SIGTERM)
+                wait_for(lambda o=old: o.get("/readyz")[0] == 503, "not ready")
+                stream.wait_for_more()  # still sent to the old one, as endpoints lag behind
+                stream.servers.append(new)
+                self.assertEqual(old.process.wait(30), 0)
+                stream.wait_for_more()
+                old = new
+        self.assertEqual(stream.failures, [])
+
+    def test_draining(self):
+        slow = "import time\ndef mutate(obj, request): time.sleep(1)"
+        for workers in (1, 2):
+            with (
+                self.subTest(workers=workers),
+                Whook(policies={"slow": slow}, workers=workers, grace=60) as server,
+                server.client() as client,
+            ):
+                self.assertEqual(server.post(connection=client)[0], 200)
+                with concurrent.futures.ThreadPoolExecutor() as pool:
+                    in_flight = pool.submit(server.post)
+                    wait_for(lambda: server.metric("whook_reviews_in_flight") == 1, "a review")
+                    server.process.send_signal(signal.SIGTERM)
+                    wait_for(lambda: server.get("/readyz") == (503, "not ok: draining\n"), "503")
+                    self.assertEqual(in_flight.result()[0], 200)
+                self.assertEqual(server.get("/livez")[0], 200)
+                client.request("POST", "/mutate", POD, {"Content-Type": "application/json"})
+                answer = client.getresponse()
+                self.assertEqual((answer.status, answer.getheader("Connection")), (200, "close"))
+                answer.read()
+                self.assertEqual(server.post()[0], 200)
+                self.assertEqual(server.process.wait(30), 0)
+
+    def test_in_flight_reviews_are_finished_without_grace(self):
+        slow = "import time\ndef mutate(obj, request): time.sleep(1)"
+        with Whook(policies={"slow": slow}) as server:
+            with concurrent.futures.ThreadPoolExecutor() as pool:
+                in_flight = pool.submit(server.post)
+                wait_for(lambda: server.metric("whook_reviews_in_flight") == 1, "a review")
+                server.process.send_signal(signal.SIGTERM)
+                self.assertEqual(in_flight.result()[0], 200)
+            self.assertEqual(server.process.wait(10), 0)
+
+    def test_a_second_signal_ends_at_once(self):
+        for workers in (1, 2):
+            with self.subTest(workers=workers), Whook(workers=workers, grace=600) as server:
+                with server.client() as client:
+                    server.post(connection=client)
+                    server.process.send_signal(signal.SIGTERM)
+                    wait_for(lambda: server.get("/readyz")[0] == 503, "draining")
+                    server.process.send_signal(signal.SIGTERM)
+                    self.assertEqual(server.process.wait(5), 1)
+
+    def test_ready_means_a_valid_certificate(self):
+        authority = pki.Authority()
+        with Whook(pair=authority.issue(not_after=timedelta(seconds=4))) as server:
+            wait_for(lambda: server.get("/readyz")[0] == 503, "the certificate's end")
+            self.assertEqual(
+                server.get("/readyz")[1], "not ok: the serving certificate has expired\n"
+            )
+            self.assertEqual(server.get("/livez")[0], 200)
+
+
+class Workers(unittest.TestCase):
+    """10: workers that die, stop, or get stuck."""
+
+    def test_a_killed_worker_costs_at_most_what_it_had(self):
+        with Whook(workers=2) as server:
+            for _ in range(3):
+                before = server.children()
+                os.kill(before[0], signal.SIGKILL)
+                wait_for(lambda b=before: len(set(server.children()) - set(b)) == 1, "a new one")
+                self.assertEqual(server.post()[0], 200)
+
+    def test_all_workers_killed(self):
+        with Whook(workers=2) as server:
+            for worker in server.children():
+                os.kill(worker, signal.SIGKILL)
+            self.assertEqual(server.post()[0], 200)
+
+    def test_a_stopped_worker_is_replaced(self):
+        with Whook(workers=2, patches="whook.STUCK_AFTER = 1") as server:
+            stopped = server.children()[0]
+            os.kill(stopped, signal.SIGSTOP)
+            wait_for(
+                lambda: stopped not in server.children() and len(server.children()) == 2, "its end"
+            )
+            self.assertEqual(server.post()[0], 200)
+            server.wait_for_log("worker killed", f"process={stopped}")
+
+    def test_a_stuck_policy_costs_its_worker_and_no_other_review(self):
+        source = """
+def mutate(obj, request):
+    while request.uid == "loop":
+        pass
+"""
+        soon = "whook.STUCK_AFTER = 3; whook.SETTLE_TIME = 0.5"
+        with Whook(workers=2, patches=soon, policies={"p": source}) as server:
+            with concurrent.futures.ThreadPoolExecutor() as pool:
+                stuck = pool.submit(server.post, review(uid="loop"), "/mutate?timeout=1s")
+                wait_for(lambda: server.metric("whook_reviews_in_flight") == 1, "it to be stuck")
+                with Stream(server, keep_alive=0, fresh=2) as stream:
+                    server.wait_for_log("ERROR stuck")
+                    server.wait_for_log("worker ended")
+                    stream.wait_for_more()
+                self.assertEqual(stream.failures, [])
+                with self.assertRaises((OSError, ValueError, EOFError)):
+                    raise stuck.exception()
+            wait_for(lambda: server.metric("whook_workers") == 2, "a new worker")
+
+    def test_no_worker_can_start(self):
+        broken = "def fail(self): raise OSError('no luck')\nwhook.Worker.run = fail"
+        server = Whook(workers=2, patches=broken)
+        self.assertEqual(server.process.wait(20), 1)
+        server.collected.wait(5)
+        self.assertTrue(server.logged("whook: error: no worker could start"))
+        self.assertTrue(server.logged("whook: hint: the log above says why"))
+        self.assertTrue(server.logged("ERROR worker", "no luck"))
+        server.process.stderr.close()
+
+    def test_workers_end_with_their_supervisor(self):
+        with Whook(workers=2) as server:
+            workers = server.children()
+            server.process.kill()
+            for worker in workers:
+                wait_for(
+                    lambda w=worker: (
+                        not Path(f"/proc/{w}").exists()
+                        or "zombie" in Path(f"/proc/{w}/status").read_text()
+                    ),
+                    "its end",
+                )
+
+    def test_bad_policies_cost_their_review_only(self):
+        sources = {
+            "raises": "def mutate(o, r): raise ValueError('x' * 9000)",
+            "garbage": "def mutate(o, r): o['x'] = object()",
+            "request": "def mutate(o, r): r.__dict__.clear()",
+            "threads": "import threading, time\ndef mutate(o, r):\n"
+            " [threading.Thread(target=time.sleep, args=(1,)).start() for _ in '9' * 50]",
+            "gigabyte": "def mutate(o, r): bytearray(2 ** 30)",
+            "exits": "import sys\ndef mutate(o, r): sys.exit(3)",
+            "recursion": "def mutate(o, r): mutate(o, r)",
+            "deep": "def mutate(o, r):\n for _ in range(5000): o['x'] = {'x': o.get('x')}",
+        }
+        with Whook(policies=sources) as server:
+            for name in sources:
+                with self.subTest(name):
+                    status, answer = server.post(path=f"/mutate/{name}")
+                    fine = name in ("threads", "gigabyte")
+                    self.assertEqual(status, 200 if fine else 500)
+                    if name != "request" and not fine:
+                        self.assertIn(f'policy "{name}" failed: ', answer["message"])
+                    self.assertEqual(server.post(path="/validate")[0], 200)
+
+    def test_a_policy_that_kills_its_worker(self):
+        source = "import os\ndef mutate(o, r):\n if r.uid == 'die': os._exit(9)"
+        with Whook(workers=2, policies={"p": source}) as server:
+            for _ in range(3):
+                with self.assertRaises(OSError):
+                    server.post(review(uid="die"))
+                self.assertEqual(server.post()[0], 200)
+
+    def test_a_full_disk_under_the_log(self):
+        full = """
+def run(self, run=whook.Worker.run):
+    import os
+    os.dup2(os.open("/dev/full", os.O_WRONLY), 2)
+    return run(self)
+whook.Worker.run = run"""
+        with Whook(patches=full) as server:
+            self.assertEqual(server.post()[0], 200)
+            self.assertEqual(server.logged("review"), [])
+
+    def test_the_wall_clock_steps(self):
+        steps = "import itertools\nclock = itertools.cycle([0, 4e9, 1.8e9])\n"
+        steps += "whook.time.time = lambda: next(clock)"
+        with Whook(patches=steps, policies={"p": LABEL}) as server:
+            for _ in range(5):
+                self.assertEqual(server.post()[0], 200)
+
+    def test_files_that_change_while_they_are_read(self):
+        contents = iter([{"a": b"1"}, {"a": b"2"}, {"a": b"3"}, {"a": b"3"}, {"a": b"3"}])
+        watched = whook.Watched("x", lambda: next(contents), lambda files: files["a"])
+        watched.refresh()
+        self.assertEqual(watched.value, b"1")  # it read 2, then 3
+        watched.refresh()
+        self.assertEqual(watched.value, b"3")
+
+    def test_usable_cores(self):
+        self.assertGreaterEqual(whook.usable_cores(), 1)
+        self.assertLessEqual(whook.usable_cores(), os.cpu_count())
 
 
 class CommandLine(unittest.TestCase):

@@ -22,6 +22,7 @@ from testing import pki
 ROOT = Path(__file__).resolve().parent.parent
 REVIEWS = {path.stem: path.read_bytes() for path in (ROOT / "testing/reviews").glob("*.json")}
 POD = REVIEWS["create-pod"]
+JSON = {"Content-Type": "application/json"}
 
 
 def wait_for(condition, what: str, seconds: float = 20):
@@ -165,10 +166,64 @@ class Whook:
         finally:
             connection.close()
 
+    def children(self) -> list[int]:
+        """The workers' process ids."""
+        path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return [int(pid) for pid in path.read_text().split()]
+
     def metric(self, name: str, *labels: str) -> float:
         """The sum of a metric's series that have these labels."""
         lines = [line for line in self.get("/metrics")[1].splitlines() if line.startswith(name)]
         return sum(float(x.split()[-1]) for x in lines if all(label in x for label in labels))
+
+
+class Stream:
+    """Reviews without a pause, on keep-alive and on fresh connections, until the block ends.
+
+    `servers` may change meanwhile, as a Service's endpoints do: who has a connection keeps it until
+    it is closed by an answer. `failures` is what the API server would have seen fail.
+    """
+
+    def __init__(self, *servers: Whook, keep_alive=2, fresh=1, body=POD):
+        self.servers, self.body = list(servers), body
+        self.answered, self.failures, self.stop = 0, [], threading.Event()
+        kinds = [True] * keep_alive + [False] * fresh
+        self.threads = [threading.Thread(target=self._run, args=(keep,)) for keep in kinds]
+
+    def __enter__(self):
+        for thread in self.threads:
+            thread.start()
+        wait_for(lambda: self.answered > 20, "the stream to flow")
+        return self
+
+    def __exit__(self, *_):
+        self.stop.set()
+        for thread in self.threads:
+            thread.join(30)
+
+    def wait_for_more(self, count: int = 50) -> None:
+        wanted = self.answered + count
+        wait_for(lambda: self.answered >= wanted or self.failures, "more answers", 30)
+
+    def _run(self, keep: bool) -> None:
+        while not self.stop.is_set():
+            with self.servers[-1].client() as client:
+                self._use(client, keep)
+
+    def _use(self, client, keep: bool) -> None:
+        while not self.stop.is_set():
+            try:
+                client.request("POST", "/mutate?timeout=10s", self.body, JSON)
+                response = client.getresponse()
+                answer = json.loads(response.read())
+                if response.status != 200 or not answer["response"]["allowed"]:
+                    self.failures.append((response.status, answer))
+                self.answered += 1
+                if not keep or response.getheader("Connection") == "close":
+                    return
+            except (OSError, http.client.HTTPException) as error:
+                self.failures.append(repr(error))
+                return
 
 
 def read_all(client: socket.socket) -> bytes:
