@@ -624,27 +624,27 @@ class Framing(unittest.TestCase):
             (
                 good + b"A : b\r\n\r\n",
                 400,
-                "a header line is malformed, folded, or has a space before its colon",
+                "a header is malformed, folded, or has a space before its colon",
             ),
             (
                 good + b"A: b\r\n c\r\n\r\n",
                 400,
-                "a header line is malformed, folded, or has a space before its colon",
+                "a header is malformed, folded, or has a space before its colon",
             ),
             (
                 good + b"A: b\x00\r\n\r\n",
                 400,
-                "a header line is malformed, folded, or has a space before its colon",
+                "a header is malformed, folded, or has a space before its colon",
             ),
             (
                 good + b"A: b\rC: d\r\n\r\n",
                 400,
-                "a header line is malformed, folded, or has a space before its colon",
+                "a header is malformed, folded, or has a space before its colon",
             ),
             (
                 good + b"nothing\r\n\r\n",
                 400,
-                "a header line is malformed, folded, or has a space before its colon",
+                "a header is malformed, folded, or has a space before its colon",
             ),
             (b"POST / HTTP/1.1\r\nA: b\r\n\r\n", 400, "the header host is missing"),
             (good + b"Host: y\r\n\r\n", 400, "the header host stands there twice"),

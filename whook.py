@@ -778,6 +778,10 @@ class Head(NamedTuple):
     version: str
     headers: dict[str, str]
 
+    def keep_alive(self) -> bool:
+        close = "close" in self.headers.get("connection", "").lower()
+        return self.version == "1.1" and not close
+
 
 class Answer(NamedTuple):
     """What to send back."""
@@ -801,9 +805,8 @@ def status_answer(refusal: Refusal) -> Answer:
     """A refusal as a metav1.Status: the API server shows its message to the user."""
     body = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure"}
     body |= {"message": refusal.message, "reason": _REASONS.get(refusal.status, "")}
-    return Answer(
-        refusal.status, _ENCODE(body | {"code": refusal.status}).encode(), refusal.headers
-    )
+    content = _ENCODE(body | {"code": refusal.status}).encode()
+    return Answer(refusal.status, content, refusal.headers)
 
 
 def read_head(stream: BufferedIOBase) -> Head:
@@ -820,9 +823,7 @@ def read_head(stream: BufferedIOBase) -> Head:
             break
         match = _HEADER(line)
         if not match:
-            raise Refusal(
-                400, "a header line is malformed, folded, or has a space before its colon"
-            )
+            raise Refusal(400, "a header is malformed, folded, or has a space before its colon")
         name = match[1].decode("ascii").lower()
         if name in _SINGLE and name in headers:
             raise Refusal(400, f"the header {name} stands there twice")
@@ -925,9 +926,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             log("ERROR", "bug", error=describe(error, __file__), trace=traceback.format_exc())
             answer = server.refuse(Refusal(500, "whook failed: see its log"), watched.peer)
         finally:
-            server.release(held)
             watched.overdue = math.inf
-        keep = whole and not server.draining and _wants_more(head)
+            with server.lock:
+                server.held -= held
+        keep = whole and not server.draining and head is not None and head.keep_alive()
         watched.expect(WRITE_TIMEOUT, PRESSED_TIMEOUT)
         self.send(answer, keep, head is None or head.method != "HEAD")
         watched.served, self.close_connection = True, not keep
@@ -970,43 +972,27 @@ def _http_date(second: int) -> str:
     return time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(second))
 
 
-def _wants_more(head: Head | None) -> bool:
-    if head is None or head.version == "1.0":
-        return False
-    return "close" not in head.headers.get("connection", "").lower()
-
-
 Respond = Callable[[Head, bytes, Connection], Answer]
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """A bounded HTTP/1.1 server, over TLS where it has a context: a thread a connection.
+    """A bounded HTTP/1.1 server, over TLS where it has a context: a thread a connection. `respond`
+    answers a whole request, or raises Refusal; `draining` closes each connection as it answers."""
 
-    `respond` answers a whole request, or raises Refusal. Attributes that may change at any time:
-    `context`, for connections to come, and `draining`, which ends each connection with its next
-    answer.
-    """
+    context: ssl.SSLContext | None = None
+    max_body, max_connections = MAX_BODY, MAX_CONNECTIONS
+    draining = False
+    held = 0  # bytes of bodies in flight
+    last_logged = 0.0
 
-    def __init__(
-        self,
-        listener: socket.socket,
-        respond: Respond,
-        context: ssl.SSLContext | None = None,
-        max_body: int = MAX_BODY,
-        max_connections: int = MAX_CONNECTIONS,
-    ) -> None:
+    def __init__(self, listener: socket.socket, respond: Respond) -> None:
         super().__init__(listener.getsockname()[:2], Handler, bind_and_activate=False)
         self.socket.close()
         self.socket = listener
         listener.setblocking(False)  # several workers may wake for one connection
-        self.respond, self.context = respond, context
-        self.max_body, self.max_connections = max_body, max_connections
-        self.draining = False
+        self.respond, self.lock = respond, threading.Lock()
         self.connections: dict[socket.socket, Connection] = {}
-        self.held = 0  # bytes of bodies in flight
-        self.lock = threading.Lock()
         self.counted: Callable[[str], None] = lambda what: None  # told of each refusal
-        self.last_logged = 0.0
 
     def get_request(self) -> tuple[Any, Any]:
         try:
@@ -1017,9 +1003,8 @@ class Server(http.server.ThreadingHTTPServer):
             raise
         client.setblocking(True)
         if self.context:
-            client = self.context.wrap_socket(
-                client, server_side=True, do_handshake_on_connect=False
-            )
+            wrap = functools.partial(self.context.wrap_socket, server_side=True)
+            client = wrap(client, do_handshake_on_connect=False)  # that is for its own thread
         return client, address
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
@@ -1045,30 +1030,16 @@ class Server(http.server.ThreadingHTTPServer):
             self.held += share
         return share
 
-    def release(self, share: int) -> None:
+    def reap(self, idle: bool = False) -> None:
+        """Cut each connection that takes longer than it may, or all that have no review at work.
+        Half full, there is less patience."""
+        now = time.monotonic()
         with self.lock:
-            self.held -= share
-
-    def pressed(self) -> bool:
-        """Whether it is half full, and has less patience."""
-        return (
-            len(self.connections) > self.max_connections // 2
-            or self.held > self.max_body * BODIES_IN_FLIGHT // 2
-        )
-
-    def reap(self) -> None:
-        """Cut each connection that takes longer than it may."""
-        now, pressed = time.monotonic(), self.pressed()
-        with self.lock:
+            full = self.held * 2 > self.max_body * BODIES_IN_FLIGHT
+            full |= len(self.connections) * 2 > self.max_connections
             for connection in list(self.connections.values()):
-                if now - connection.since > (connection.pressed if pressed else connection.limit):
-                    connection.cut()
-
-    def cut_idle(self) -> None:
-        """Cut each connection but those with a review at work."""
-        with self.lock:
-            for connection in list(self.connections.values()):
-                if connection.limit != math.inf:
+                limit = connection.pressed if full else connection.limit
+                if now - connection.since > limit or (idle and limit != math.inf):
                     connection.cut()
 
     def refuse(self, refusal: Refusal, peer: str) -> Answer:
@@ -1380,12 +1351,14 @@ class Worker:
         options = setup.options
         self.setup, self.slot, self.evaluate = setup, slot, evaluate
         self.metrics = Metrics(setup.board.read(slot))
-        self.admission = Server(setup.admission, self.review, setup.tls.value.context)
+        self.admission = Server(setup.admission, self.review)
         self.admission.max_body = options.max_body
         self.admission.max_connections = options.max_connections
         self.health = Server(setup.health, self.answer_health)
         for server in (self.admission, self.health):
-            server.counted = self.count_refusal
+            server.counted = lambda what: self.metrics.add(
+                "whook_refusals_total", f'reason="{what}"'
+            )
         self.wake = threading.Event()
         self.parent = os.getppid()
         self.ending: list[float] = []  # since when, until when at most, on the monotonic clock
@@ -1426,9 +1399,6 @@ class Worker:
             self.end(0)
         self.publish()
 
-    def count_refusal(self, what: str) -> None:
-        self.metrics.add("whook_refusals_total", f'reason="{what}"')
-
     # -- reviews
 
     def review(self, head: Head, body: bytes, connection: Connection) -> Answer:
@@ -1458,19 +1428,12 @@ class Worker:
 
     def log_review(self, path: str, request: Request, outcome: str, duration: float) -> None:
         name = f"{request.namespace}/{request.name}" if request.namespace else request.name
-        log(
-            "ERROR" if outcome == "error" else "INFO",
-            "review",
-            uid=request.uid,
-            path=path,
-            operation=request.operation,
-            kind=request.kind.kind,
-            object=name,
-            user=request.user_info.get("username", ""),
-            allowed="error" if outcome == "error" else request.response.allowed,
-            patch=len(request.response.patch),
-            duration=f"{duration * 1000:.2f}ms",
-        )
+        fields: dict[str, Any] = {"uid": request.uid, "path": path, "operation": request.operation}
+        fields |= {"kind": request.kind.kind, "object": name}
+        fields |= {"user": request.user_info.get("username", "")}
+        fields |= {"allowed": "error" if outcome == "error" else request.response.allowed}
+        fields |= {"patch": len(request.response.patch), "duration": f"{duration * 1000:.2f}ms"}
+        log("ERROR" if outcome == "error" else "INFO", "review", **fields)
 
     # -- health
 
@@ -1540,7 +1503,7 @@ class Worker:
     def finish(self) -> None:
         """Cut who is idle, and wait for the reviews at work but those that are stuck."""
         while True:
-            self.admission.cut_idle()
+            self.admission.reap(idle=True)
             self.publish()
             now = time.monotonic()
             at_work = list(self.admission.connections.values())
@@ -1656,12 +1619,6 @@ def usable_cores() -> int:
 
 # ---------------------------------------------------------------------------- 11 command line
 
-USAGE = """\
-python whook.py --tls-cert FILE --tls-key FILE [--policy FILE|DIR]... [--host ADDR]
-                       [--port 8443] [--health-port 8080] [--workers N] [--client-ca FILE]
-                       [--max-body BYTES] [--max-connections N] [--grace-period SECONDS]
-                       [--log-format text|json]"""
-
 EXAMPLES = """\
 examples:
   python certs.py local                     # certificates for this machine
@@ -1691,7 +1648,6 @@ def main(argv: Sequence[str] | None = None, evaluate: Evaluate = evaluate) -> in
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="whook",
-        usage=USAGE,
         description="A Kubernetes admission webhook: AdmissionReviews in, plain Python policies.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -1748,10 +1704,9 @@ def listen(host: str, port: int, flag: str) -> socket.socket:
     """A listening socket, on all addresses, IPv4 and IPv6, where host is empty; SetupError."""
     both = not host and socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if both or ":" in host else socket.AF_INET
+    listen_on = functools.partial(socket.create_server, family=family, dualstack_ipv6=both)
     try:
-        return socket.create_server(
-            (host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both
-        )
+        return listen_on((host, port), backlog=BACKLOG)
     except OSError as error:
         raise SetupError(
             f"can't listen on {host or 'any address'}, port {port}: {error.strerror}",
