@@ -347,7 +347,7 @@ class Policies(unittest.TestCase):
                 str(caught.exception), (expected, expected.replace(f"{self.folder}/a.py,", "a.py,"))
             )
         for paths, message in [
-            (["/nowhere/x.py"], "can't read policy /nowhere/x.py: No such file or directory"),
+            (["/nowhere/x.py"], "can't read /nowhere/x.py: No such file or directory"),
             ([str(self.folder / "empty")], f"no policy (*.py) in folder {self.folder}/empty"),
             (
                 [self.write("a.py"), self.write("d/a.py")],
@@ -944,7 +944,7 @@ class Reload(unittest.TestCase):
         with Whook() as server:
             first = serial()
             server.cert.write_text("rubbish")
-            server.wait_for_log("ERROR reload what=tls", "no pair")
+            server.wait_for_log("ERROR reload what=tls", "can't serve with")
             self.assertEqual(serial(), first)
             server.write_pair(server.authority.issue(not_after=-timedelta(hours=1)))
             server.wait_for_log("ERROR reload what=tls", "expired")
@@ -1396,24 +1396,27 @@ class CommandLine(unittest.TestCase):
             (("--tls-cert=/no.pem", f"--tls-key={self.key}"), "can't read /no.pem: No such file"),
             (
                 (f"--tls-cert={self.cert}", f"--tls-key={other_key}"),
-                f"{self.cert} and {other_key} are no pair",
+                f"can't serve with {self.cert} with {other_key}: KEY_VALUES_MISMATCH",
             ),
-            ((f"--tls-cert={bad}", f"--tls-key={self.key}"), "are no pair"),
+            (
+                (f"--tls-cert={bad}", f"--tls-key={self.key}"),
+                f"can't serve with {bad} with {self.key}: ",
+            ),
             (
                 (f"--tls-cert={old_cert}", f"--tls-key={old_key}"),
-                f"the certificate in {old_cert} can't serve: certificate has expired",
+                f"can't serve with {old_cert}: certificate has expired",
             ),
             (
                 (f"--tls-cert={client_cert}", f"--tls-key={client_key}"),
-                f"the certificate in {client_cert} can't serve: ",
+                f"can't serve with {client_cert}: ",
             ),
-            ((*good, "--policy=/nowhere"), "can't read policy /nowhere: No such file"),
+            ((*good, "--policy=/nowhere"), "can't read /nowhere: No such file"),
             ((*good, f"--policy={bad}"), f"policy {bad} does not load: line 1: SyntaxError"),
             (
                 (*good, "--host=127.0.0.1", f"--port={port}"),
                 f"can't listen on 127.0.0.1, port {port}: Address already in use",
             ),
-            ((*good, f"--client-ca={bad}"), f"{bad} holds no CA"),
+            ((*good, f"--client-ca={bad}"), f"can't serve with {bad}: "),
         ]:
             with self.subTest(message):
                 status, printed = self.run_whook(*arguments)

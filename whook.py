@@ -73,7 +73,6 @@ STUCK_AFTER = 30.0  # past a review's deadline, its worker is replaced; no webho
 SETTLE_TIME = 5.0  # a draining worker without connections waits this long for late ones
 GRACE_PERIOD = 95.0  # longer than IDLE_TIMEOUT of the API server: no idle connection is cut
 LONG_LIFE = 10.0  # a worker that lived longer is replaced without a pause
-MAX_FAILED_STARTS = 5  # of workers that never came up, before the supervisor gives up
 TICK = 0.5  # how often a worker looks after time-outs, files and its heartbeat
 MAX_WARNINGS = 4096  # characters in all warnings together; past them each is cut to:
 MAX_WARNING = 256
@@ -466,24 +465,26 @@ class PolicySet(NamedTuple):
         raise Refusal(404, f'there is no policy "{name}" that defines {verb}')
 
 
+def read_files(paths: Iterable[str], hint: str) -> dict[str, bytes]:
+    """The files' contents; SetupError names the one that can't be read."""
+    try:
+        return {path: Path(path).read_bytes() for path in paths}
+    except OSError as error:
+        raise SetupError(f"can't read {error.filename}: {error.strerror}", hint) from None
+
+
 def read_sources(paths: Iterable[str]) -> dict[str, bytes]:
     """The content of every policy file behind `paths`, files or folders, by file; SetupError where
     there is none. A folder's names that start with a dot or an underscore are left out."""
-    sources: dict[str, bytes] = {}
+    files: list[str] = []
     for path in paths:
-        try:
-            names = [path]
-            if os.path.isdir(path):
-                names = [str(p) for p in Path(path).glob("*.py") if p.name[0] not in "._"]
-            sources |= {name: Path(name).read_bytes() for name in names}
-        except OSError as error:
-            raise SetupError(
-                f"can't read policy {path}: {error.strerror}",
-                "--policy takes a Python file, or a folder with some",
-            ) from None
-        if not names:
+        found = [path]
+        if os.path.isdir(path):
+            found = [str(p) for p in Path(path).glob("*.py") if p.name[0] not in "._"]
+        if not found:
             raise SetupError(f"no policy (*.py) in folder {path}", "name a file, or leave it out")
-    return sources
+        files += found
+    return read_files(files, "--policy takes a Python file, or a folder with some")
 
 
 def load_policies(sources: Mapping[str, bytes]) -> PolicySet:
@@ -1075,27 +1076,24 @@ def load_tls(options: argparse.Namespace, files: Mapping[str, bytes]) -> Serving
 
     Always a new one: a failed load_cert_chain on a context in use breaks its later handshakes.
     """
-    cert, key, client_ca = options.tls_cert, options.tls_key, options.client_ca
+    cert, key = options.tls_cert, options.tls_key
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
     context.num_tickets = 0  # the API server never resumes: two tickets a handshake for nothing
+    at_fault, hint = f"{cert} with {key}", "take both from one Secret, PEM, no password on the key"
     try:
         context.load_cert_chain(cert, key, password=_no_password)
+        at_fault, hint = cert, "make a new one: python certs.py, or here: python certs.py local"
+        names, not_after = _prove(context, cert)
+        at_fault, hint = options.client_ca, "give the CA's certificates as PEM"
+        if options.client_ca:
+            context.load_verify_locations(options.client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
     except (ssl.SSLError, ValueError) as error:
-        reason = getattr(error, "reason", None) or error
-        raise SetupError(
-            f"{cert} and {key} are no pair: {reason}",
-            "both must come from one Secret, as PEM, the key without a password",
-        ) from None
-    names, not_after = _prove(context, cert)
-    if client_ca:
-        try:
-            context.load_verify_locations(client_ca)
-        except ssl.SSLError as error:
-            raise SetupError(f"{client_ca} holds no CA: {error.reason}", "give it as PEM") from None
-        context.verify_mode = ssl.CERT_REQUIRED
-    if read_files(files) != files:
+        reason = getattr(error, "verify_message", None) or getattr(error, "reason", None) or error
+        raise SetupError(f"can't serve with {at_fault}: {reason}", hint) from None
+    if read_files(files, "") != files:
         raise SetupError("the TLS files changed while they were read", "they will be read again")
     return Serving(context, names, not_after)
 
@@ -1104,23 +1102,9 @@ def _no_password() -> NoReturn:
     raise ValueError("the key has a password")
 
 
-def read_files(paths: Iterable[str]) -> dict[str, bytes]:
-    """The files' contents; SetupError names the one that can't be read."""
-    contents = {}
-    for path in paths:
-        try:
-            contents[path] = Path(path).read_bytes()
-        except OSError as error:
-            raise SetupError(
-                f"can't read {path}: {error.strerror}",
-                "`python certs.py local` makes a certificate and key in webhook-certs/",
-            ) from None
-    return contents
-
-
 def _prove(context: ssl.SSLContext, cert: str) -> tuple[tuple[str, ...], float]:
     """Shake hands with ourselves in memory, trusting just this certificate: it must belong to the
-    key, and be valid today, for a server. Returns its names and its end."""
+    key, and be valid today, for a server. Its names and its end; ssl.SSLError otherwise."""
     trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     trusting.check_hostname = False
     trusting.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
@@ -1128,16 +1112,9 @@ def _prove(context: ssl.SSLContext, cert: str) -> tuple[tuple[str, ...], float]:
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     client = trusting.wrap_bio(to_client, to_server)
     server = context.wrap_bio(to_server, to_client, server_side=True)
-    try:
-        for side in (client, server, client, server):
-            with contextlib.suppress(ssl.SSLWantReadError):
-                side.do_handshake()
-    except ssl.SSLError as error:
-        reason = getattr(error, "verify_message", None) or error.reason
-        raise SetupError(
-            f"the certificate in {cert} can't serve: {reason}",
-            "make a new one: `python certs.py` for a cluster, `python certs.py local` for here",
-        ) from None
+    for side in (client, server, client, server):
+        with contextlib.suppress(ssl.SSLWantReadError):
+            side.do_handshake()
     facts: dict[str, Any] = client.getpeercert() or {}
     names = tuple(name for _, name in facts.get("subjectAltName", ()))
     return names, ssl.cert_time_to_seconds(facts["notAfter"])
@@ -1521,9 +1498,8 @@ class Supervisor:
         self.setup, self.slot = setup, count  # the board's last slot is its own
         self.metrics = Metrics({})
         self.workers: dict[int, int] = {}  # process id to slot
-        self.started = [-math.inf] * count  # when each slot was filled last
-        self.pause = [0.0] * count  # before it is filled again
-        self.failed_starts = self.status = 0
+        self.started, self.pause = [0.0] * count, [0.0] * count  # of each slot
+        self.served, self.status = False, 0
         self.kill_at = math.inf  # finite once the workers were told to end
 
     def run(self) -> int:
@@ -1538,15 +1514,13 @@ class Supervisor:
                 self.end(received.si_signo)
             self.kill_silent()
             self.bury()
-            if self.failed_starts >= MAX_FAILED_STARTS and not self.workers:
-                raise SetupError("no worker could start", "the log above says why")
             self.setup.board.publish(self.slot, self.metrics.series)
         return self.status
 
     def start_missing(self) -> None:
         now = time.monotonic()
         for slot in set(range(self.slot)) - set(self.workers.values()):
-            if now - self.started[slot] >= self.pause[slot]:
+            if now >= self.started[slot] + self.pause[slot]:
                 self.started[slot] = now
                 process = os.fork()
                 if not process:
@@ -1554,8 +1528,8 @@ class Supervisor:
                 self.workers[process] = slot
 
     def bury(self) -> None:
-        """Take note of the dead, so that they are replaced: at once, or after a pause that grows
-        while they die young."""
+        """Note who died: replaced at once, or after a pause that grows if it died young. SetupError
+        if one dies before any has ever come up."""
         for process, slot in list(self.workers.items()):
             dead, status = os.waitpid(process, os.WNOHANG)
             if not dead:
@@ -1566,13 +1540,12 @@ class Supervisor:
                 self.status |= code != 0
                 continue
             lived = time.monotonic() - self.started[slot]
-            self.pause[slot] = (
-                0 if lived > LONG_LIFE else min(2 * self.pause[slot] + 0.1, 5) + lived
-            )
-            came_up = self.setup.board.heartbeat(slot) > self.started[slot]
-            self.failed_starts = 0 if came_up else self.failed_starts + 1
-            self.metrics.add("whook_worker_restarts_total")
             log("ERROR", "worker ended", process=process, status=code, lived=f"{lived:.1f}s")
+            self.served |= self.setup.board.heartbeat(slot) > self.started[slot]
+            if not self.served:
+                raise SetupError("no worker could start", "the log above says why")
+            self.pause[slot] = 0 if lived > LONG_LIFE else lived + min(self.pause[slot] + 0.1, 5)
+            self.metrics.add("whook_worker_restarts_total")
 
     def kill_silent(self) -> None:
         """Kill each worker without a heartbeat for too long: stopped, or stuck in C code."""
@@ -1684,7 +1657,8 @@ def set_up(options: argparse.Namespace) -> Setup:
     """Load, prove and bind all that serving needs, and log what it is; SetupError."""
     files = [file for file in (options.tls_cert, options.tls_key, options.client_ca) if file]
     policies = Watched("policies", lambda: read_sources(options.policy), load_policies)
-    tls = Watched("tls", lambda: read_files(files), functools.partial(load_tls, options))
+    hint = "`python certs.py local` makes a certificate and key in webhook-certs/"
+    tls = Watched("tls", lambda: read_files(files, hint), functools.partial(load_tls, options))
     admission = listen(options.host, options.port, "--port")
     health = listen(options.host, options.health_port, "--health-port")
     _allow_files(2 * options.max_connections)
