@@ -1172,6 +1172,16 @@ class Metrics(unittest.TestCase):
             named = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}
             self.assertEqual(named, set(whook.METRICS))
 
+    def test_what_watches_them_names_real_ones(self):
+        files = list((ROOT / "manifests/monitoring").iterdir())
+        self.assertGreaterEqual(len(files), 3)
+        for file in files:
+            with self.subTest(file.name):
+                for name in set(re.findall(r"whook_\w+", file.read_text())):
+                    base = re.sub("_(bucket|sum|count)$", "", name)
+                    kind = whook.METRICS[base][0]
+                    self.assertEqual(base != name, kind in ("histogram", "summary"))
+
     def test_labels_are_bounded(self):
         metrics = whook.Metrics({})
         for number in range(5000):
