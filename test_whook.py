@@ -1178,9 +1178,7 @@ class Metrics(unittest.TestCase):
         for file in files:
             with self.subTest(file.name):
                 for name in set(re.findall(r"whook_\w+", file.read_text())):
-                    base = re.sub("_(bucket|sum|count)$", "", name)
-                    kind = whook.METRICS[base][0]
-                    self.assertEqual(base != name, kind in ("histogram", "summary"))
+                    self.assertIn(re.sub("_(bucket|sum|count)$", "", name), whook.METRICS)
 
     def test_labels_are_bounded(self):
         metrics = whook.Metrics({})
