@@ -206,7 +206,7 @@ class CommandLine(unittest.TestCase):
             ((), b"{", "review.json is not JSON: "),
             ((), b'{"kind":"AdmissionReview","apiVersion":"admission.k8s.io/v1"}',
              "the AdmissionReview has no request"),
-            (("--policy", "/nowhere"), POD, "can't read policy /nowhere"),
+            (("--policy", "/nowhere"), POD, "can't read /nowhere"),
             (("/nowhere.json",), POD, "can't read /nowhere.json"),
         ]:  # fmt: skip
             with self.subTest(message):

@@ -1557,9 +1557,10 @@ class Supervisor:
                 os.kill(process, signal.SIGKILL)
 
     def end(self, number: int) -> None:
-        """Pass a SIGTERM or SIGINT on; those who have not ended when they should are killed."""
+        """Pass a SIGTERM or SIGINT on. Who has not ended in time is killed; on a second one, all."""
         grace = self.setup.options.grace_period if number == signal.SIGTERM else 0
-        self.kill_at = min(self.kill_at, time.monotonic() + grace + 2 * STUCK_AFTER)
+        patience = grace + 2 * STUCK_AFTER if self.kill_at == math.inf else 0
+        self.kill_at = time.monotonic() + patience
         for process in self.workers:
             os.kill(process, number)
 
