@@ -1,27 +1,57 @@
 #!/usr/bin/env python3
 """Certificates for whook: made here, signed through the cluster's certificates API, kept working.
 
-    certs.py local    a CA and a serving certificate for this machine: no cluster, no network
+    certs.py [ensure]    certificate, Secret and caBundle for a cluster's webhooks; the renewal too
+    certs.py check       why the API server's calls fail, or soon will, and the fix for each finding
+    certs.py local       a CA and a serving certificate for this machine: no cluster, no network
+    certs.py ca-bundle   a manifest on stdin, the same on stdout with the CA filled in
 
-What it holds to: the private key is made here and never printed or logged; files are written whole
-or not at all, the key with mode 0600; the key of a CA made here is thrown away after one signature.
+What it holds to
+- The private key is made here. It goes into the Secret and a file of mode 0600, and nowhere else:
+  not into a message, a log or a request. The key of a CA made here is dropped after one signature.
+- Nothing is approved but what was posted, nothing published but what a TLS handshake has proven.
+- caBundle is widened to old + new, the Secret written, every ready endpoint seen to serve the new
+  certificate, and only then caBundle narrowed: there is no moment in which a call must fail.
+- A rerun changes nothing unless something calls for it, and it says what did.
+
+What RBAC has to grant (the function `permissions` is the same list as code)
+
+    cluster    certificatesigningrequests                                     create, get, delete
+               certificatesigningrequests/approval                            update
+               signers, by the name of --signer-name                          approve
+               mutating-, validatingwebhookconfigurations, by name            get, patch
+    namespace  secrets, by name                                               get, update
+               secrets: only for a first run, names can't limit it            create
+               services, by name                                              get
+               endpointslices                                                 list
+    whook.local/serving, which is signed here, needs in the cluster
+               certificatesigningrequests/status                              update
+               signers whook.local/serving                                    sign
+    any other signer, whose CA has to be found, needs in the namespace
+               configmaps kube-root-ca.crt                                    get
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
 import contextlib
 import datetime
+import functools
 import ipaddress
+import json
 import os
 import re
+import socket
 import ssl
 import sys
 import tempfile
-import typing
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, NoReturn, TypeVar, cast
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -30,25 +60,65 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
+Authority = tuple[x509.Certificate, PrivateKey]
+Address = tuple[str, int]
+Json = dict[str, Any]
+T = TypeVar("T")
 
 KEY_TYPES = ("ecdsa-p256", "rsa-2048", "rsa-3072")
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1", "whook.whook.svc")
+OWN_SIGNER = "whook.local/serving"
+KUBELET_SIGNER = "kubernetes.io/kubelet-serving"
+SIGNER_ANNOTATION = "whook.local/signer-name"
+FIELD_MANAGER = "whook-certs"
 BACKDATE = datetime.timedelta(minutes=5)  # for clocks that differ, as the built-in signer does
-DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-PEM_CERTIFICATE = re.compile(
-    rb"-----BEGIN CERTIFICATE-----\s.*?-----END CERTIFICATE-----", re.DOTALL
-)
+MINIMUM_VALIDITY = datetime.timedelta(minutes=10)  # the API's minimum for expirationSeconds
+MAXIMUM_VALIDITY = datetime.timedelta(days=3650)
+CALL_LIMIT = 10.0  # seconds for one request
+DIAL_LIMIT = 2.0  # seconds to reach an endpoint: it is near, or out of reach
+POLL = 0.5  # seconds between two looks
+SETTLE = 2.0  # seconds for every API server to learn a new caBundle; none reports that it has
+MANIFEST_LIMIT = 16 * 1024 * 1024
+PEM_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 
 
 class Fault(Exception):
     """What stops the program: one message and one hint, neither holding a secret."""
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.hint = hint
+        super().__init__(printable(message))
+        self.hint = printable(hint)
+
+
+class NotFound(Fault):
+    """The API server has no such object."""
+
+
+class Conflict(Fault):
+    """The object is not as it was read: read it again, think again."""
+
+
+class Unreachable(Fault):
+    """The API server does not answer."""
+
+
+def printable(text: str) -> str:
+    """Others write conditions and messages: no control character of theirs reaches a terminal."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def say(text: str) -> None:
+    """One step done, on stderr; on a terminal it takes the place of the progress line."""
+    clear = "\r\033[K" if sys.stderr.isatty() else ""
+    print(clear + printable(text), file=sys.stderr, flush=True)
 
 
 # ---------------------------------------------------------------- keys and certificates
+
+KEY_USAGES = (
+    *("digital_signature", "content_commitment", "key_encipherment", "data_encipherment"),
+    *("key_agreement", "key_cert_sign", "crl_sign", "encipher_only", "decipher_only"),
+)
 
 
 @dataclass(frozen=True, repr=False)  # no repr: a key must not reach a traceback
@@ -74,11 +144,23 @@ def new_key(key_type: str) -> PrivateKey:
     return rsa.generate_private_key(public_exponent=65537, key_size=int(key_type[4:]))
 
 
-def key_pem(key: PrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
+def type_of(key: object) -> str:
+    """The name in KEY_TYPES, or whatever names a key of another type."""
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        return f"ecdsa-p{key.key_size}"
+    return f"rsa-{key.key_size}" if isinstance(key, rsa.RSAPublicKey) else type(key).__name__
+
+
+def key_pem(key: Any, password: str = "") -> bytes:
+    return cast(
+        bytes,
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(password.encode())
+            if password
+            else serialization.NoEncryption(),
+        ),
     )
 
 
@@ -86,96 +168,79 @@ def pem(*certificates: x509.Certificate) -> bytes:
     return b"".join(c.public_bytes(serialization.Encoding.PEM) for c in certificates)
 
 
-def general_name(name: str) -> x509.GeneralName:
-    with contextlib.suppress(ValueError):
-        return x509.IPAddress(ipaddress.ip_address(name))
-    return x509.DNSName(name)
+def alternative_name(names: Iterable[str]) -> x509.SubjectAlternativeName:
+    def general(name: str) -> x509.GeneralName:
+        with contextlib.suppress(ValueError):
+            return x509.IPAddress(ipaddress.ip_address(name))
+        return x509.DNSName(name)
+
+    return x509.SubjectAlternativeName(map(general, names))
 
 
-def names_of(certificate: x509.Certificate | x509.CertificateSigningRequest) -> set[str]:
-    """The DNS names and IP addresses in the subject alternative name; a common name counts for
-    nothing, as for the API server."""
-    with contextlib.suppress(x509.ExtensionNotFound):
+def names_of(certificate: x509.Certificate) -> set[str]:
+    """The names that a client accepts; a common name counts for nothing."""
+    try:
         san = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        return {*san.get_values_for_type(x509.DNSName)} | {
-            str(address) for address in san.get_values_for_type(x509.IPAddress)
-        }
-    return set()
+    except x509.ExtensionNotFound:
+        return set()
+    addresses = map(str, san.get_values_for_type(x509.IPAddress))
+    return {*san.get_values_for_type(x509.DNSName), *addresses}
 
 
-def key_usage(*names: str) -> x509.KeyUsage:
-    known = (
-        "digital_signature",
-        "content_commitment",
-        "key_encipherment",
-        "data_encipherment",
-        "key_agreement",
-        "key_cert_sign",
-        "crl_sign",
-        "encipher_only",
-        "decipher_only",
-    )
-    return x509.KeyUsage(**{name: name in names for name in known})
-
-
-def new_authority(until: datetime.datetime) -> tuple[x509.Certificate, PrivateKey]:
-    """A CA for one signature, under a name of its own so that no two are ever confused."""
-    key, serial = new_key("ecdsa-p256"), x509.random_serial_number()
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"whook CA {serial:x}"[:24])])
-    identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
-    builder = (
-        x509.CertificateBuilder(name, name, key.public_key(), serial)
+def skeleton(
+    subject: str, key: PublicKey, until: datetime.datetime, usages: Sequence[str], ca: bool
+) -> x509.CertificateBuilder:
+    """A certificate with all that RFC 5280 asks for, as Python 3.13's clients do; no issuer yet."""
+    usage = x509.KeyUsage(**{usage: usage in usages for usage in KEY_USAGES})
+    constraint = x509.BasicConstraints(ca=ca, path_length=0 if ca else None)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject)]))
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
         .not_valid_before(now() - BACKDATE)
         .not_valid_after(until)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(key_usage("key_cert_sign", "crl_sign"), critical=True)
-        .add_extension(identifier, critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), False
-        )
+        .add_extension(constraint, critical=True)
+        .add_extension(usage, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
     )
-    return builder.sign(key, hashes.SHA256()), key
+
+
+def new_authority(until: datetime.datetime) -> Authority:
+    """A CA for one signature, under a name of its own so that no two are ever confused."""
+    key, subject = new_key("ecdsa-p256"), f"whook CA {os.urandom(8).hex()}"
+    builder = skeleton(subject, key.public_key(), until, ["key_cert_sign", "crl_sign"], ca=True)
+    identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key())
+    builder = builder.issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject)]))
+    return builder.add_extension(identifier, critical=False).sign(key, hashes.SHA256()), key
 
 
 def sign(
-    public_key: PublicKey,
-    names: Iterable[str],
-    until: datetime.datetime,
-    authority: tuple[x509.Certificate, PrivateKey],
+    key: PublicKey, names: Iterable[str], until: datetime.datetime, authority: Authority
 ) -> x509.Certificate:
-    """A serving certificate with all that RFC 5280 asks for: Python 3.13 clients insist on it.
-
-    It ends no later than its CA."""
+    """A serving certificate that ends no later than its CA."""
     issuer, issuer_key = authority
-    usages = ["digital_signature"]
-    if isinstance(public_key, rsa.RSAPublicKey):
-        usages.append("key_encipherment")
+    usages = ["digital_signature", "key_encipherment"][: 1 + isinstance(key, rsa.RSAPublicKey)]
+    until = min(until, issuer.not_valid_after_utc)
+    server = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
     builder = (
-        x509.CertificateBuilder()
-        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "whook")]))
+        skeleton("whook", key, until, usages, ca=False)
         .issuer_name(issuer.subject)
-        .public_key(public_key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(max(now() - BACKDATE, issuer.not_valid_before_utc))
-        .not_valid_after(min(until, issuer.not_valid_after_utc))
-        .add_extension(x509.SubjectAlternativeName(map(general_name, names)), critical=False)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(key_usage(*usages), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
-        .add_extension(authority_identifier(issuer), critical=False)
+        .add_extension(alternative_name(names), critical=False)
+        .add_extension(server, critical=False)
+        .add_extension(issuer_identifier(issuer), critical=False)
     )
     return builder.sign(issuer_key, hashes.SHA256())
 
 
-def authority_identifier(issuer: x509.Certificate) -> x509.AuthorityKeyIdentifier:
-    """The issuer's own key identifier where it has one: a CA may have chosen any."""
-    with contextlib.suppress(x509.ExtensionNotFound):
-        return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(
-            issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-        )
-    key = typing.cast(PublicKey, issuer.public_key())
-    return x509.AuthorityKeyIdentifier.from_issuer_public_key(key)
+def issuer_identifier(issuer: x509.Certificate) -> x509.AuthorityKeyIdentifier:
+    """The CA's own subject key identifier, which it may have chosen freely, if it has one."""
+    try:
+        own = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    except x509.ExtensionNotFound:
+        key = cast(PublicKey, issuer.public_key())
+        return x509.AuthorityKeyIdentifier.from_issuer_public_key(key)
+    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own)
 
 
 # ---------------------------------------------------------------- verification
@@ -190,15 +255,13 @@ def certificates_in(text: bytes) -> list[x509.Certificate]:
     return found
 
 
-def alive(
-    certificates: Iterable[x509.Certificate], at: datetime.datetime
-) -> list[x509.Certificate]:
-    return [c for c in certificates if c.not_valid_before_utc <= at <= c.not_valid_after_utc]
+def alive(some: Iterable[x509.Certificate], at: datetime.datetime) -> list[x509.Certificate]:
+    return [c for c in some if c.not_valid_before_utc <= at <= c.not_valid_after_utc]
 
 
 def client_context(anchors: bytes) -> ssl.SSLContext:
     """A client that judges as the API server's Go does: any certificate of the bundle is an anchor,
-    an intermediate too, and a name counts only where it stands in the subject alternative name."""
+    an intermediate too, and a name counts only in the subject alternative name."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.hostname_checks_common_name = False
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
@@ -207,13 +270,9 @@ def client_context(anchors: bytes) -> ssl.SSLContext:
 
 
 def server_context(pair: Pair) -> ssl.SSLContext:
-    """A server with this pair. OpenSSL reads only files: this one's key is encrypted, and gone."""
+    """A server with this pair. OpenSSL loads files only: in this one the key is encrypted."""
     password = os.urandom(32).hex()
-    key = serialization.load_pem_private_key(pair.key, None).private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.BestAvailableEncryption(password.encode()),
-    )
+    key = key_pem(serialization.load_pem_private_key(pair.key, None), password)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     with tempfile.TemporaryDirectory(prefix="whook-") as folder:
         path = Path(folder, "pair.pem")
@@ -234,54 +293,55 @@ def prove(pair: Pair, name: str, anchors: bytes) -> None:
             side.do_handshake()
 
 
-def flaw(pair: Pair, names: Iterable[str], at: datetime.datetime) -> str | None:
-    """Why a client that trusts the pair's bundle would refuse it at that time, None if it would not."""
+def leaf_flaw(pair: Pair, names: Sequence[str], at: datetime.datetime) -> str | None:
+    """What is wrong with certificate and key, whoever signed them; None if nothing."""
     try:
         leaf, key = pair.leaf, serialization.load_pem_private_key(pair.key, None)
     except (ValueError, TypeError):
-        return "certificate or key cannot be read"
+        return "the certificate or the key cannot be read"
     if leaf.public_key() != key.public_key():
         return "the certificate does not belong to the key"
     if missing := [name for name in names if name not in names_of(leaf)]:
         return f"the certificate does not name {', '.join(missing)}"
-    if not alive([leaf], at):
-        return f"the certificate is valid only {span(leaf)}"
+    return None if alive([leaf], at) else f"the certificate is valid only {span(leaf)}"
+
+
+def flaw(pair: Pair, names: Sequence[str], at: datetime.datetime) -> str | None:
+    """Why a client that trusts the pair's bundle would refuse it at that time, else None.
+
+    OpenSSL has no clock to set, so the CAs that are not valid at that time are left out."""
+    if reason := leaf_flaw(pair, names, at):
+        return reason
     anchors = alive(certificates_in(pair.bundle), at)
     if not anchors:
         return "the bundle holds no valid CA"
     try:
-        prove(pair, next(iter(names)), pem(*anchors))
+        prove(pair, names[0], pem(*anchors))
     except ssl.SSLError as error:
         return f"the certificate does not verify: {getattr(error, 'verify_message', error.reason)}"
     return None
 
 
-def renewal_reason(pair: Pair, names: Sequence[str], key_type: str) -> str | None:
-    """Why this pair must be replaced, None while it is good for more than a third of its life."""
+def renewal_flaw(pair: Pair, names: Sequence[str]) -> str | None:
+    """The flaw that the pair has, or will have once only a third of its life is left."""
     if reason := flaw(pair, names, now()):
         return reason
-    leaf = pair.leaf
-    if type_of(leaf.public_key()) != key_type:
-        return f"the key is {type_of(leaf.public_key())}, not {key_type}"
-    third = (leaf.not_valid_after_utc - leaf.not_valid_before_utc) / 3
-    if flaw(pair, names, now() + third):
-        return f"under a third of its life is left, the certificate is valid {span(leaf)}"
-    return None
+    third = (pair.leaf.not_valid_after_utc - pair.leaf.not_valid_before_utc) / 3
+    reason = flaw(pair, names, now() + third)
+    return f"less than a third of its life is left: {reason}" if reason else None
 
 
-def type_of(key: object) -> str:
-    if isinstance(key, ec.EllipticCurvePublicKey):
-        return f"ecdsa-p{key.key_size}"
-    return f"rsa-{key.key_size}" if isinstance(key, rsa.RSAPublicKey) else type(key).__name__
+def replacement_reason(pair: Pair, names: Sequence[str], key_type: str) -> str | None:
+    """Why this pair must be replaced, None while it is good."""
+    if reason := renewal_flaw(pair, names):
+        return reason
+    actual = type_of(pair.leaf.public_key())
+    return None if actual == key_type else f"the key is {actual}, not {key_type}"
 
 
 def span(certificate: x509.Certificate) -> str:
     begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    return f"from {stamp(begin)} to {stamp(end)}"
-
-
-def stamp(moment: datetime.datetime) -> str:
-    return f"{moment:%Y-%m-%dT%H:%M:%SZ}"
+    return f"from {begin:%Y-%m-%dT%H:%M:%SZ} to {end:%Y-%m-%dT%H:%M:%SZ}"
 
 
 # ---------------------------------------------------------------- files
@@ -289,30 +349,35 @@ def stamp(moment: datetime.datetime) -> str:
 FILES = {"ca.pem": "bundle", "server-key.pem": "key", "server-cert.pem": "chain"}
 
 
-def read_files(folder: Path) -> Pair | None:
+def read_file(path: str | Path) -> bytes:
     try:
-        return Pair(**{field: (folder / name).read_bytes() for name, field in FILES.items()})
-    except FileNotFoundError:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise Fault(f"cannot read {path}: {error.strerror}", "check the path") from None
+
+
+def read_files(folder: str) -> Pair | None:
+    """The pair in the folder, None where a file is missing."""
+    if not all(Path(folder, name).exists() for name in FILES):
         return None
-    except OSError as error:
-        raise Fault(f"cannot read {error.filename}: {error.strerror}", "see --cert-dir") from None
+    return Pair(**{field: read_file(Path(folder, name)) for name, field in FILES.items()})
 
 
-def write_files(folder: Path, pair: Pair) -> None:
-    """Each file whole or not at all, mode 0600, the certificate last: a reader that waits for a
-    pair that fits sees the old one, then the new one."""
+def write_files(folder: str, pair: Pair | None) -> None:
+    """Each file whole or not at all, mode 0600, the certificate last. None: try only."""
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for name, field in FILES.items():
-            write_file(folder / name, getattr(pair, field))
+        Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        for name, field in FILES.items() if pair else ():
+            write_file(Path(folder, name), getattr(pair, field))
     except OSError as error:
-        raise Fault(
-            f"cannot write {folder}: {error.strerror}", "name a folder of yours with --cert-dir"
-        ) from None
+        hint = "name a folder that can be written with --cert-dir"
+        raise Fault(f"cannot write to {folder}: {error.strerror}", hint) from None
 
 
 def write_file(path: Path, content: bytes) -> None:
-    descriptor, temporary = tempfile.mkstemp(prefix=".", dir=path.parent)  # mode 0600
+    descriptor, temporary = tempfile.mkstemp(prefix=".", dir=path.parent)  # made with mode 0600
     try:
         with open(descriptor, "wb") as file:
             file.write(content)
@@ -329,9 +394,11 @@ def write_file(path: Path, content: bytes) -> None:
 
 def local(arguments: argparse.Namespace) -> None:
     """Certificates for this machine, kept while they are good for every name asked for."""
-    folder, names = Path(arguments.cert_dir), list(dict.fromkeys([*LOCAL_NAMES, *arguments.host]))
+    folder, names = arguments.cert_dir, list(dict.fromkeys([*LOCAL_NAMES, *arguments.host]))
     pair = read_files(folder)
-    reason = renewal_reason(pair, names, arguments.key_type) if pair else "there are none yet"
+    reason = "there were none"
+    if pair:
+        reason = replacement_reason(pair, names, arguments.key_type) or ""
     if pair and not reason:
         print(f"{folder}: certificates kept, valid {span(pair.leaf)}")
         return
@@ -342,58 +409,1143 @@ def local(arguments: argparse.Namespace) -> None:
     print(f"{folder}: certificates made for {', '.join(names)}, valid {span(leaf)}: {reason}")
 
 
+# ---------------------------------------------------------------- the API server
+
+CSR = "certificatesigningrequests"
+CONFIGURATIONS = {
+    "mutatingwebhookconfigurations": "MutatingWebhookConfiguration",
+    "validatingwebhookconfigurations": "ValidatingWebhookConfiguration",
+}
+GROUPS = {
+    CSR: "certificates.k8s.io",
+    "signers": "certificates.k8s.io",
+    **dict.fromkeys(CONFIGURATIONS, "admissionregistration.k8s.io"),
+    "endpointslices": "discovery.k8s.io",
+    "selfsubjectaccessreviews": "authorization.k8s.io",
+}  # the rest is in the core group, ""; all of them are v1
+NAMESPACED = ("secrets", "services", "endpointslices", "configmaps", "pods")
+METHODS = {"list": "GET", "create": "POST", "update": "PUT", "patch": "PATCH"}
+
+
+class Cluster:
+    """The API server, spoken to in plain JSON, with one deadline over the whole run."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        """Find the cluster as kubectl does, or in a pod by its ServiceAccount."""
+        import kubernetes  # here: it takes a second, and `local` needs none of it
+        import yaml
+
+        self.arguments = arguments
+        self.dns_name = f"{arguments.service}.{arguments.namespace}.svc"
+        self.deadline = time.monotonic() + arguments.timeout
+        settings = kubernetes.client.Configuration()
+        settings.retries = False
+        chosen = arguments.kubeconfig or arguments.context or os.environ.get("KUBECONFIG")
+        try:
+            if not chosen and "KUBERNETES_SERVICE_HOST" in os.environ:
+                kubernetes.config.load_incluster_config(settings)
+            else:
+                files = arguments.kubeconfig, arguments.context
+                kubernetes.config.load_kube_config(*files, client_configuration=settings)
+        except (kubernetes.config.ConfigException, yaml.YAMLError, OSError) as error:
+            reason = str(error).partition("\n")[0]
+            hint = "name one with --kubeconfig, and a context in it with --context"
+            raise Fault(f"no usable kubeconfig: {reason}", hint) from None
+        self.host, self.ca_file = settings.host, settings.ssl_ca_cert
+        # Without a discoverer the client asks nothing of its own and leaves no cache behind.
+        client = kubernetes.client.ApiClient(settings)
+        self.client = kubernetes.dynamic.DynamicClient(client, discoverer=lambda *_: None)
+
+    def left(self) -> float:
+        return float(self.deadline - time.monotonic())
+
+    def call(
+        self,
+        verb: str,
+        resource: str,
+        name: str = "",
+        body: object = None,
+        namespace: str = "",
+        **options: Any,
+    ) -> Json:
+        """One request in the words of RBAC: verb, resource ("secrets", "…/approval") and name.
+
+        "patch" is a server-side apply under our field manager. Raises NotFound, Conflict, Fault."""
+        from kubernetes.client.exceptions import ApiException
+        from urllib3.exceptions import HTTPError
+
+        if verb == "patch":
+            body, options["content_type"] = json.dumps(body), "application/apply-patch+yaml"
+            options |= {"force_conflicts": True, "field_manager": FIELD_MANAGER}
+        options["_request_timeout"] = min(CALL_LIMIT, max(DIAL_LIMIT, self.left()))
+        method, path = METHODS.get(verb, verb.upper()), self.path(resource, name, namespace)
+        try:
+            answer = self.client.request(method, path, body=body, serialize=False, **options)
+            return cast(Json, json.loads(answer.data))
+        except ApiException as error:
+            raise refusal(error.status, error.body, f"{verb} {resource} {name}".strip()) from None
+        except (HTTPError, OSError, ValueError) as error:
+            reason = str(getattr(error, "reason", error)).rpartition(": ")[2]
+            hint = "is the cluster up, and is it the one meant? see --kubeconfig and --context"
+            message = f"no answer from the API server at {self.host}: {reason}"
+            raise Unreachable(message, hint) from None
+
+    def path(self, resource: str, name: str, namespace: str) -> str:
+        plural, slash, subresource = resource.partition("/")
+        base = f"/apis/{GROUPS[plural]}/v1" if plural in GROUPS else "/api/v1"
+        namespace = namespace or self.arguments.namespace
+        where = f"/namespaces/{namespace}" if plural in NAMESPACED else ""
+        return f"{base}{where}/{plural}" + f"/{name}" * bool(name) + slash + subresource
+
+    def find(self, resource: str, name: str) -> Json | None:
+        """The object, None where there is none."""
+        try:
+            return self.call("get", resource, name)
+        except NotFound:
+            return None
+
+    def settle_conflicts(self, action: Callable[[], T]) -> T:
+        """Run what reads, decides and writes until nobody else writes in between."""
+        while True:
+            try:
+                return action()
+            except Conflict:
+                if self.left() <= 0:
+                    raise
+                time.sleep(POLL)
+
+    def wait(self, what: str, look: Callable[[], bool]) -> float | None:
+        """Look until it is there. Returns the seconds waited, None if the deadline came first."""
+        start = time.monotonic()
+        while not look():
+            waited = time.monotonic() - start
+            if self.left() <= 0:
+                return None
+            if sys.stderr.isatty():
+                print(f"\r\033[Kwaiting for {what}: {waited:.0f} s", end="", file=sys.stderr)
+                sys.stderr.flush()
+            time.sleep(POLL if waited > POLL else POLL / 5)
+        return time.monotonic() - start
+
+
+def refusal(status: int | None, body: str | bytes | None, action: str) -> Fault:
+    """The API server's Status as a Fault, for a forbidden request with the RBAC rule missing."""
+    try:
+        message = str(json.loads(body or "")["message"])
+    except (ValueError, KeyError, TypeError):
+        message = f"HTTP status {status}"
+    message = f"cannot {action}: {message}"
+    match status:
+        case 401:
+            return Fault(message, "the credentials in the kubeconfig are not accepted")
+        case 403:
+            return Fault(message, missing_rule(message))
+        case 404:
+            return NotFound(message, "kubectl apply -f manifests/ makes what whook needs")
+        case 409:
+            return Conflict(message, "another run or another tool is at work on it; run again")
+    return Fault(message, "the API server's own words; nothing of it was written")
+
+
+def missing_rule(message: str) -> str:
+    """The rule that would have allowed a request, from the API server's own words."""
+    if match := re.search(r'cannot (\S+) resource "(\S+)" in API group "(\S*)"(.*)', message):
+        verb, resource, group, rest = match.groups()
+        role = "Role in that namespace" if "in the namespace" in rest else "ClusterRole"
+        return f"a {role} must grant {rule(verb, group, resource)}"
+    if match := re.search(r'(approval|status) .*signerName "([^"]+)"', message):
+        verb = {"approval": "approve", "status": "sign"}[match[1]]
+        return f"a ClusterRole must grant {rule(verb, GROUPS['signers'], 'signers', match[2])}"
+    return "not a matter of RBAC: the message names who refused"
+
+
+def rule(verb: str, group: str, resource: str, name: str = "") -> str:
+    names = f', resourceNames: ["{name}"]' if name else ""
+    return f'apiGroups: ["{group}"], resources: ["{resource}"]{names}, verbs: ["{verb}"]'
+
+
+# ---------------------------------------------------------------- what stands in the cluster
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A webhook configuration as read, and those of its webhooks that point at our Service."""
+
+    resource: str
+    manifest: Json
+    webhooks: list[Json]
+
+    @property
+    def label(self) -> str:
+        return f"{self.resource[:-1]} {self.manifest['metadata']['name']}"
+
+
+def configuration(cluster: Cluster, resource: str) -> Configuration | None:
+    """The configuration, None where it is missing or has no webhook for our Service."""
+    wanted = cluster.arguments
+    manifest = cluster.find(resource, wanted.webhook_configuration) or {}
+    webhooks = []
+    for webhook in manifest.get("webhooks") or []:
+        service = webhook["clientConfig"].get("service") or {}
+        if (service.get("namespace"), service.get("name")) == (wanted.namespace, wanted.service):
+            webhooks.append(webhook)
+    return Configuration(resource, manifest, webhooks) if webhooks else None
+
+
+def configurations(cluster: Cluster) -> list[Configuration]:
+    """Both kinds under the one name; a Fault where neither has a webhook for our Service."""
+    found = [one for resource in CONFIGURATIONS if (one := configuration(cluster, resource))]
+    if not found:
+        wanted = cluster.arguments
+        raise Fault(
+            f'no webhook configuration "{wanted.webhook_configuration}" points at service '
+            f"{wanted.namespace}/{wanted.service}",
+            "kubectl apply -f manifests/ makes it; or see --webhook-configuration and --service",
+        )
+    return found
+
+
+def bundle_of(webhook: Json) -> bytes:
+    return base64.b64decode(webhook["clientConfig"].get("caBundle") or "")
+
+
+def refuse_other_owner(one: Configuration) -> None:
+    """A Fault where somebody else keeps caBundle: an injector that an annotation asks for, or any
+    field manager but kubectl, which only wrote what stood in a manifest."""
+    metadata = one.manifest["metadata"]
+    owners = [
+        f"the injector that annotation {annotation} calls"
+        for annotation in metadata.get("annotations") or {}
+        if annotation.startswith(("cert-manager.io/inject-", "service.beta.openshift.io/inject-"))
+    ]
+    for entry in metadata.get("managedFields") or []:
+        by_webhook = (entry.get("fieldsV1") or {}).get("f:webhooks", {})
+        keys = {key for key, fields in by_webhook.items() if "f:caBundle" in str(fields)}
+        ours = {f'k:{{"name":"{webhook["name"]}"}}' for webhook in one.webhooks}
+        if keys & ours and not entry["manager"].startswith((FIELD_MANAGER, "kubectl")):
+            owners.append(f'field manager "{entry["manager"]}"')
+    if owners:
+        hint = "let it do its work, or take it away there; --force writes over it"
+        raise Fault(f"{one.label}: caBundle is kept by {owners[0]}", hint)
+
+
+def secret_pair(secret: Json | None) -> Pair | None:
+    """What the Secret holds, None where one of its three keys is missing."""
+    data = (secret or {}).get("data") or {}
+    parts = [base64.b64decode(data.get(key, "")) for key in ("tls.crt", "tls.key", "ca.crt")]
+    return Pair(parts[0], parts[1], pem(*certificates_in(parts[2]))) if all(parts) else None
+
+
+def signer_of(secret: Json | None) -> str | None:
+    annotations = (secret or {"metadata": {}})["metadata"].get("annotations") or {}
+    return annotations.get(SIGNER_ANNOTATION)
+
+
+def endpoints(cluster: Cluster, found: list[Configuration]) -> list[Address]:
+    """Where the API server's calls end: the address and port of every ready endpoint.
+
+    A Service's port finds the endpoints' port by its name, not by its number."""
+    name = cluster.arguments.service
+    service = cluster.find("services", name) or {"spec": {}}
+    numbers = {w["clientConfig"]["service"].get("port", 443) for one in found for w in one.webhooks}
+    ports = {p.get("name", "") for p in service["spec"].get("ports", []) if p["port"] in numbers}
+    selector = f"kubernetes.io/service-name={name}"
+    slices = cluster.call("list", "endpointslices", label_selector=selector)["items"]
+    addresses = {
+        (endpoint["addresses"][0], port["port"])
+        for one in slices
+        for endpoint in one.get("endpoints") or []
+        if endpoint.get("conditions", {}).get("ready") is not False
+        for port in one.get("ports") or []
+        if port.get("name", "") in ports
+    }
+    return sorted(addresses)
+
+
+def dial(address: Address, name: str, anchors: bytes = b"") -> bytes | None:
+    """Connect as the API server does; returns the leaf that is served, None if nobody answers.
+
+    With anchors, raises ssl.SSLCertVerificationError where the API server would refuse it."""
+    context = client_context(anchors)
+    if not anchors:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        with (
+            socket.create_connection(address, DIAL_LIMIT) as plain,
+            context.wrap_socket(plain, server_hostname=name) as secure,
+        ):
+            return secure.getpeercert(binary_form=True)
+    except ssl.SSLCertVerificationError:
+        raise
+    except OSError:
+        return None
+
+
+def dial_all(cluster: Cluster, addresses: list[Address]) -> list[bytes | None]:
+    with ThreadPoolExecutor(16) as pool:
+        return list(pool.map(lambda address: dial(address, cluster.dns_name), addresses))
+
+
+# ---------------------------------------------------------------- the signing request
+
+
+def encode(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+def request_manifest(key: PrivateKey, cluster: Cluster) -> Json:
+    """The object to post. Its name is left to the API server: whoever may create requests could put
+    one of their own under a name known beforehand. A common name holds 64 characters at most, so
+    it is a constant, and kubelet-serving takes no other form of subject than this one."""
+    wanted = cluster.arguments
+    subject = [x509.NameAttribute(NameOID.COMMON_NAME, "whook")]
+    if wanted.signer_name == KUBELET_SIGNER:
+        subject = [
+            x509.NameAttribute(NameOID.ORGANIZATION_NAME, "system:nodes"),
+            x509.NameAttribute(NameOID.COMMON_NAME, "system:node:whook"),
+        ]
+    builder = x509.CertificateSigningRequestBuilder(x509.Name(subject))
+    builder = builder.add_extension(alternative_name([cluster.dns_name]), critical=False)
+    request = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    usages = ["digital signature", "server auth", "key encipherment"]
+    return {
+        "apiVersion": "certificates.k8s.io/v1",
+        "kind": "CertificateSigningRequest",
+        "metadata": {"generateName": f"{wanted.service}-"},
+        "spec": {
+            "request": encode(request),
+            "signerName": wanted.signer_name,
+            "usages": usages[: 2 + isinstance(key, rsa.RSAPrivateKey)],
+            "expirationSeconds": int(wanted.validity.total_seconds()),
+        },
+    }
+
+
+def post(cluster: Cluster, key: PrivateKey) -> Json:
+    """Post the request; the answer is the record of what we asked for, and as whom."""
+    manifest = request_manifest(key, cluster)
+    posted = cluster.call("create", CSR, body=manifest)
+    for field in ("request", "signerName", "usages"):
+        if posted["spec"].get(field) != manifest["spec"][field]:
+            hint = "a webhook or a proxy of this cluster changes requests; nothing was approved"
+            raise Fault(f"{label(posted)}: spec.{field} is not what was posted", hint)
+    return posted
+
+
+def label(request: Json) -> str:
+    return f"certificatesigningrequest {request['metadata']['name']}"
+
+
+def read_back(cluster: Cluster, posted: Json) -> Json:
+    """The request as it stands: a Fault unless it is the one posted, unchanged, and not refused.
+
+    The API server lets nobody change a spec, so a difference means that another took its place."""
+    hint = "see in the audit log who did it; nothing was published, run again"
+    current = cluster.find(CSR, posted["metadata"]["name"])
+    if not current:
+        raise Fault(f"{label(posted)} was deleted before its certificate was issued", hint)
+    if current["metadata"]["uid"] != posted["metadata"]["uid"]:
+        raise Fault(f"{label(posted)} was replaced by another of the same name", hint)
+    for field in sorted(current["spec"].keys() | posted["spec"].keys()):
+        if current["spec"].get(field) != posted["spec"].get(field):
+            raise Fault(f"{label(posted)}: spec.{field} is not what was posted", hint)
+    for condition in conditions(current):
+        if condition["type"] in ("Denied", "Failed"):
+            reason = f"{condition.get('reason', '')}: {condition.get('message', '')}"
+            hint = "an approver or the signer refused; the default --signer-name asks neither"
+            raise Fault(f"{label(posted)}: {condition['type']}: {reason}", hint)
+    return current
+
+
+def conditions(request: Json) -> list[Json]:
+    return list(request.get("status", {}).get("conditions") or [])
+
+
+def update_status(cluster: Cluster, current: Json, part: str, **change: object) -> None:
+    """PUT part of the status, with uid and resourceVersion: for this object as it was read."""
+    manifest = {**current, "status": {**current.get("status", {}), **change}}
+    cluster.call("update", f"{CSR}/{part}", current["metadata"]["name"], manifest)
+
+
+def approve(cluster: Cluster, posted: Json) -> None:
+    current = read_back(cluster, posted)
+    if "Approved" in [condition["type"] for condition in conditions(current)]:
+        return
+    approval = {"type": "Approved", "status": "True", "reason": "ApprovedByItsAuthor"}
+    approval["message"] = "certs.py posted this request, read it back unchanged and approved it"
+    update_status(cluster, current, "approval", conditions=[*conditions(current), approval])
+
+
+def hand_in(cluster: Cluster, posted: Json, certificate: bytes) -> None:
+    current = read_back(cluster, posted)
+    if not current["status"].get("certificate"):
+        update_status(cluster, current, "status", certificate=encode(certificate))
+
+
+def issued(cluster: Cluster, posted: Json) -> bytes:
+    """Wait for the certificate and return it, as PEM."""
+    found = []
+
+    def look() -> bool:
+        certificate = read_back(cluster, posted).get("status", {}).get("certificate")
+        found.append(base64.b64decode(certificate or ""))
+        return bool(certificate)
+
+    signer = posted["spec"]["signerName"]
+    waited = cluster.wait(f"{signer} to sign {label(posted)}", look)
+    if waited is None:
+        raise Fault(
+            f"{label(posted)}: approved, but {signer} signed nothing within "
+            f"{cluster.arguments.timeout:g} s",
+            f"does a signer run under that name? EKS has beta.eks.amazonaws.com/app-serving; "
+            f"{OWN_SIGNER} needs none",
+        )
+    say(f"{label(posted)}: issued, waited {waited:.1f} s")
+    return found[-1]
+
+
+def known_issuers(cluster: Cluster) -> Iterator[tuple[str, list[x509.Certificate]]]:
+    """Where a signer's CA may be found, in the order in which it is tried."""
+    for name, path in ("--ca-cert", cluster.arguments.ca_cert), ("kubeconfig", cluster.ca_file):
+        if path:
+            yield name, certificates_in(read_file(path))
+    root = cluster.find("configmaps", "kube-root-ca.crt") or {"data": {}}
+    yield "kube-root-ca.crt", certificates_in(root["data"].get("ca.crt", "").encode())
+
+
+def with_issuer(
+    pair: Pair, names: list[str], sources: Iterable[tuple[str, list[x509.Certificate]]]
+) -> Pair:
+    """The pair with the CAs that verify it, from the first source that has any."""
+    tried = []
+    for source, anchors in sources:
+        if good := [a for a in anchors if not flaw(replace(pair, bundle=pem(a)), names, now())]:
+            return replace(pair, bundle=pem(*dict.fromkeys(good)))
+        tried += [f"{a.subject.rfc4514_string()} ({source})" for a in anchors]
+    raise Fault(
+        f"no known CA verifies the certificate; tried: {', '.join(tried) or 'none found'}",
+        "ask the signer's operator for its CA and name that with --ca-cert; nothing was published",
+    )
+
+
+def signing_authority(arguments: argparse.Namespace) -> Authority | None:
+    """The CA that signs here: the user's, or one for this run. None leaves it to the signer."""
+    if arguments.signer_name != OWN_SIGNER:
+        return None
+    if not arguments.ca_key:
+        return new_authority(now() + arguments.validity)
+    try:
+        key = serialization.load_pem_private_key(read_file(arguments.ca_key), None)
+    except (ValueError, TypeError):
+        hint = "it must be PEM, and not encrypted"
+        raise Fault(f"{arguments.ca_key}: no readable key", hint) from None
+    for certificate in alive(certificates_in(read_file(arguments.ca_cert)), now()):
+        if certificate.public_key() == key.public_key() and isinstance(key, PrivateKey):
+            return certificate, key
+    raise Fault(
+        f"{arguments.ca_cert}: no valid certificate belongs to the key in {arguments.ca_key}",
+        "both must come from one CA, RSA or ECDSA, that has not expired",
+    )
+
+
+def issue(cluster: Cluster, authority: Authority | None) -> Pair:
+    """A new key and its certificate by way of the certificates API: posted, compared, approved,
+    signed, read back and proven. Publishes nothing."""
+    wanted, names = cluster.arguments, [cluster.dns_name]
+    key = new_key(wanted.key_type)
+    posted = post(cluster, key)
+    say(f"{label(posted)}: posted for signer {wanted.signer_name}")
+    cluster.settle_conflicts(lambda: approve(cluster, posted))
+    say(f"{label(posted)}: approved")
+    sources = known_issuers(cluster)
+    if authority:
+        leaf = sign(key.public_key(), names, now() + wanted.validity, authority)
+        cluster.settle_conflicts(lambda: hand_in(cluster, posted, pem(leaf)))
+        say(f"{label(posted)}: signed by {leaf.issuer.rfc4514_string()}")
+        sources = iter([("this run", [authority[0]])])
+    pair = Pair(issued(cluster, posted), key_pem(key), b"")
+    if reason := leaf_flaw(pair, names, now()):
+        hint = "nothing was published; ask the signer's operator, or run again"
+        raise Fault(f"{label(posted)}: what {wanted.signer_name} issued is no use: {reason}", hint)
+    pair = with_issuer(pair, names, sources)
+    say(f"certificate: valid {span(pair.leaf)}, verified by {subjects(pair.bundle)}")
+    forget(cluster, posted)
+    return pair
+
+
+def subjects(bundle: bytes) -> str:
+    return ", ".join(c.subject.rfc4514_string() for c in certificates_in(bundle))
+
+
+def forget(cluster: Cluster, posted: Json) -> None:
+    """Delete our request; where that fails, the controller manager does it after an hour."""
+    uid = {"preconditions": {"uid": posted["metadata"]["uid"]}}
+    try:
+        cluster.call("delete", CSR, posted["metadata"]["name"], uid)
+        say(f"{label(posted)}: deleted")
+    except Fault as fault:
+        say(f"{label(posted)}: left behind: {fault}")
+
+
+# ---------------------------------------------------------------- publishing
+
+
+def widened(current: bytes, pair: Pair) -> bytes:
+    """What is trusted now and the pair's CAs, without the expired and the duplicate."""
+    anchors = alive(certificates_in(current), now()) + certificates_in(pair.bundle)
+    return pem(*dict.fromkeys(anchors))
+
+
+def narrowed(current: bytes, pair: Pair, stale: set[x509.Certificate]) -> bytes:
+    """The same without the stale: an anchor that came since then is another run's, and stays."""
+    return widened(pem(*(a for a in certificates_in(current) if a not in stale)), pair)
+
+
+def stale_anchors(found: list[Configuration], pair: Pair) -> set[x509.Certificate]:
+    trusted = {a for one in found for w in one.webhooks for a in certificates_in(bundle_of(w))}
+    return trusted - {*certificates_in(pair.bundle)}
+
+
+def apply_bundle(cluster: Cluster, resource: str, change: Callable[[bytes], bytes]) -> bool:
+    """Server-side apply of caBundle to each webhook of ours; False where all are as they should be.
+
+    The uid keeps this from making a configuration that somebody has deleted, the resourceVersion
+    from undoing what another run did."""
+    one = configuration(cluster, resource)
+    if not one:
+        raise Fault(f"{resource[:-1]}: gone since this run began", "apply the manifests, run again")
+    wanted = {webhook["name"]: change(bundle_of(webhook)) for webhook in one.webhooks}
+    if all(bundle_of(webhook) == wanted[webhook["name"]] for webhook in one.webhooks):
+        return False
+    if not cluster.arguments.force:
+        refuse_other_owner(one)
+    metadata = {key: one.manifest["metadata"][key] for key in ("name", "uid", "resourceVersion")}
+    manifest = {
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": CONFIGURATIONS[resource],
+        "metadata": metadata,
+        "webhooks": [
+            {"name": name, "clientConfig": {"caBundle": encode(bundle)}}
+            for name, bundle in wanted.items()
+        ],
+    }
+    cluster.call("patch", resource, metadata["name"], manifest)
+    count = max(len(certificates_in(bundle)) for bundle in wanted.values())
+    say(f"{one.label}: caBundle of {', '.join(wanted)}: {count} CA" + "s" * (count > 1))
+    return True
+
+
+def apply_bundles(
+    cluster: Cluster, found: list[Configuration], change: Callable[[bytes], bytes]
+) -> bool:
+    """True if any caBundle was written."""
+    actions = [functools.partial(apply_bundle, cluster, one.resource, change) for one in found]
+    return any([cluster.settle_conflicts(action) for action in actions])
+
+
+def write_secret(cluster: Cluster, secret: Json | None, pair: Pair, **options: Any) -> None:
+    """Create or replace the Secret, provided that its data are still those of `secret`."""
+    name = cluster.arguments.secret
+    current = cluster.find("secrets", name) if secret else None
+    if (current or {}).get("data") != (secret or {}).get("data"):
+        raise Fault(
+            f"{secret_label(cluster)}: changed since this run began",
+            "another run is at work; run again",
+        )
+    metadata = {"name": name, **(current or {"metadata": {}})["metadata"]}
+    metadata["annotations"] = {
+        **metadata.get("annotations", {}),
+        SIGNER_ANNOTATION: cluster.arguments.signer_name,
+    }
+    data = {"tls.crt": pair.chain, "tls.key": pair.key, "ca.crt": pair.bundle}
+    manifest = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "type": "kubernetes.io/tls",
+        "metadata": metadata,
+        "data": {key: encode(value) for key, value in data.items()},
+    }
+    verb = "update" if current else "create"
+    cluster.call(verb, "secrets", name if current else "", manifest, **options)
+
+
+def confirm(cluster: Cluster, found: list[Configuration], pair: Pair) -> bool:
+    """Wait until every ready endpoint serves the pair's leaf. False, with the reason said, if not:
+    a kubelet takes a minute or two to bring a Secret to its pods, and from outside the cluster
+    their addresses may be out of reach."""
+    leaf = pair.leaf.public_bytes(serialization.Encoding.DER)
+    addresses: list[Address] = []
+    served: list[bytes | None] = []
+    silent = 0
+
+    def look() -> bool:
+        nonlocal addresses, served, silent
+        addresses = endpoints(cluster, found)
+        served = dial_all(cluster, addresses)
+        silent = 0 if any(served) else silent + 1
+        return silent == 3 or set(served) == {leaf}
+
+    waited = cluster.wait("every ready endpoint to serve the certificate", look)
+    others = [f"{a[0]}:{a[1]}" for a, der in zip(addresses, served, strict=True) if der != leaf]
+    if addresses and not others:
+        say(f"endpoints: all {len(addresses)} serve the certificate, waited {waited or 0:.1f} s")
+        return True
+    if not addresses:
+        say("endpoints: none is ready")
+    elif silent:
+        say(f"endpoints: {', '.join(others)} cannot be reached from here")
+    else:
+        say(f"endpoints: not yet serving the certificate: {', '.join(others)}")
+    return False
+
+
+def publish(cluster: Cluster, found: list[Configuration], secret: Json | None, pair: Pair) -> bool:
+    """Bring the pair to webhooks, files, Secret and endpoints, in an order in which no call fails.
+
+    False where caBundle had to be left wide. A reader of the files is served as the pods are."""
+    stale = stale_anchors(found, pair)
+    wide = apply_bundles(cluster, found, lambda current: widened(current, pair))
+    if wide and stale:
+        time.sleep(SETTLE)
+    folder = cluster.arguments.cert_dir
+    if folder and read_files(folder) != pair:
+        write_files(folder, pair)
+        say(f"{folder}: {', '.join(FILES)} written")
+    if secret_pair(secret) != pair:
+        cluster.settle_conflicts(lambda: write_secret(cluster, secret, pair))
+        say(f"{secret_label(cluster)}: written")
+    if stale and not confirm(cluster, found, pair):
+        return False
+    apply_bundles(cluster, found, lambda current: narrowed(current, pair, stale))
+    return True
+
+
+# ---------------------------------------------------------------- ensure
+
+
+def issue_reason(cluster: Cluster, secret: Json | None) -> str | None:
+    """Why a certificate must be issued, None where the one in the Secret will do."""
+    wanted, names, pair = cluster.arguments, [cluster.dns_name], secret_pair(secret)
+    if not secret:
+        return "there is none"
+    if not pair:
+        return "one of tls.crt, tls.key, ca.crt is missing"
+    if reason := replacement_reason(pair, names, wanted.key_type):
+        return reason
+    if signer_of(secret) != wanted.signer_name:
+        return f"it was issued by {signer_of(secret) or 'an unknown signer'}"
+    if wanted.ca_cert and flaw(replace(pair, bundle=read_file(wanted.ca_cert)), names, now()):
+        return f"it was not issued by the CA in {wanted.ca_cert}"
+    return "--renew asks for it" if wanted.renew else None
+
+
+def plan(
+    cluster: Cluster, found: list[Configuration], pair: Pair | None, reason: str | None
+) -> list[str]:
+    """What is to be done, a line a step; empty where nothing is."""
+    folder = cluster.arguments.cert_dir
+    steps = []
+    if reason:
+        steps.append(f"{secret_label(cluster)}: issue and write a certificate: {reason}")
+    for one in found:
+        for webhook in one.webhooks:
+            if reason or not pair or bundle_of(webhook) != pair.bundle:
+                steps.append(f"{one.label}, webhook {webhook['name']}: write caBundle")
+    if folder and (reason or read_files(folder) != pair):
+        steps.append(f"{folder}: write {', '.join(FILES)}")
+    return steps
+
+
+def ensure(arguments: argparse.Namespace) -> None:
+    """Look, say what is to be done and why, and do it. What can fail is tried before what counts:
+    a forbidden or impossible write of the Secret or the files shows before anything is made."""
+    cluster = Cluster(arguments)
+    found = configurations(cluster)
+    for one in found if not arguments.force else ():
+        refuse_other_owner(one)
+    secret = cluster.find("secrets", arguments.secret)
+    if secret and secret["type"] != "kubernetes.io/tls":
+        hint = f"its type can't be changed: kubectl -n {arguments.namespace} delete secret "
+        message = f"{secret_label(cluster)}: type {secret['type']}, not kubernetes.io/tls"
+        raise Fault(message, hint + arguments.secret)
+    pair, reason = secret_pair(secret), issue_reason(cluster, secret)
+    steps = plan(cluster, found, pair, reason)
+    if pair and not steps:
+        print(f"nothing to do: {summary(cluster, pair)}")
+    elif arguments.dry_run:
+        print("\n".join(steps))
+    else:
+        carry_out(cluster, found, secret, steps, bool(reason))
+
+
+def carry_out(
+    cluster: Cluster,
+    found: list[Configuration],
+    secret: Json | None,
+    steps: list[str],
+    renew: bool,
+) -> None:
+    pair, arguments = secret_pair(secret), cluster.arguments
+    for step in steps:
+        say(f"to do: {step}")
+    if renew or not pair:
+        authority = signing_authority(arguments)
+        write_secret(cluster, secret, pair or Pair(b"", b"", b""), dry_run="All")
+        if arguments.cert_dir:
+            write_files(arguments.cert_dir, None)
+        pair = issue(cluster, authority)
+    narrow = publish(cluster, found, secret, pair)
+    print(f"done: {summary(cluster, pair)}")
+    if not narrow:
+        print("caBundle still holds the old CAs, so no call fails; a later run takes them out")
+
+
+def secret_label(cluster: Cluster) -> str:
+    return f"secret {cluster.arguments.namespace}/{cluster.arguments.secret}"
+
+
+def summary(cluster: Cluster, pair: Pair) -> str:
+    return f"{secret_label(cluster)}: certificate for {cluster.dns_name}, valid {span(pair.leaf)}"
+
+
+# ---------------------------------------------------------------- check
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the diagnosis; only an "error" makes the exit status 1."""
+
+    status: str
+    subject: str
+    message: str
+    fix: str = ""
+
+
+def permissions(arguments: argparse.Namespace) -> list[tuple[str, str, str]]:
+    """What a renewal must be allowed: verb, resource, name. The module's docstring explains."""
+    signer = arguments.signer_name
+    rules = [(verb, CSR, "") for verb in ("create", "get", "delete")]
+    rules += [("update", f"{CSR}/approval", ""), ("approve", "signers", signer)]
+    if signer == OWN_SIGNER:
+        rules += [("update", f"{CSR}/status", ""), ("sign", "signers", signer)]
+    else:
+        rules += [("get", "configmaps", "kube-root-ca.crt")]
+    for resource in CONFIGURATIONS:
+        rules += [(verb, resource, arguments.webhook_configuration) for verb in ("get", "patch")]
+    rules += [(verb, "secrets", arguments.secret) for verb in ("get", "update")]
+    return [*rules, ("get", "services", arguments.service), ("list", "endpointslices", "")]
+
+
+def check_permissions(cluster: Cluster) -> Iterator[Finding]:
+    """A user who may not renew can still check, so what is missing here is a warning."""
+    rules, missing = permissions(cluster.arguments), []
+    for verb, resource, name in rules:
+        plural, _, subresource = resource.partition("/")
+        group = GROUPS.get(plural, "")
+        asked = {"verb": verb, "group": group, "resource": plural, "subresource": subresource}
+        asked |= {"name": name}
+        if plural in NAMESPACED:
+            asked["namespace"] = cluster.arguments.namespace
+        review = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SelfSubjectAccessReview",
+            "spec": {"resourceAttributes": asked},
+        }
+        answer = cluster.call("create", "selfsubjectaccessreviews", body=review)
+        if not answer["status"]["allowed"]:
+            missing.append((verb, resource, name, rule(verb, group, resource, name)))
+    for verb, resource, name, fix in missing:
+        yield Finding("warning", "permissions", f"you may not {verb} {resource} {name}", fix)
+    if not missing:
+        yield Finding("ok", "permissions", f"all {len(rules)} that a renewal needs")
+
+
+def check_configurations(cluster: Cluster) -> Iterator[Finding]:
+    """Each webhook's Service, port, path and caBundle."""
+    wanted = cluster.arguments
+    service = cluster.find("services", wanted.service)
+    ports = [port["port"] for port in (service or {"spec": {}})["spec"].get("ports", [])]
+    for one in configurations(cluster):
+        for webhook in one.webhooks:
+            subject, target = f"webhook {webhook['name']}", webhook["clientConfig"]["service"]
+            port, path = target.get("port", 443), target.get("path", "/")
+            if not service:
+                message = f"service {wanted.namespace}/{wanted.service} does not exist"
+                yield Finding("error", subject, message, "kubectl apply -f manifests/")
+            elif port not in ports:
+                message = f"port {port} is none of the service's ports {ports}"
+                yield Finding(
+                    "error", subject, message, "set clientConfig.service.port to its port"
+                )
+            if not re.fullmatch(r"/(mutate|validate)(/[^/]+)?", path):
+                fix = "set clientConfig.service.path to /mutate or /validate, alone or with /NAME"
+                yield Finding("error", subject, f"whook has no path {path}", fix)
+            yield from check_bundle(subject, bundle_of(webhook))
+
+
+def check_bundle(subject: str, bundle: bytes) -> Iterator[Finding]:
+    anchors = certificates_in(bundle)
+    blocks = bundle.count(b"-----BEGIN")
+    expired = len(anchors) - len(alive(anchors, now()))
+    if not anchors or expired == len(anchors):
+        message = f"caBundle holds no valid CA ({blocks} PEM blocks, {expired} expired)"
+        yield Finding("error", subject, message, "python certs.py")
+    elif expired or blocks > len(anchors):
+        message = f"caBundle: {expired} expired, {blocks - len(anchors)} unreadable of {blocks}"
+        yield Finding("warning", subject, message, "python certs.py")
+
+
+def check_secret(cluster: Cluster) -> Iterator[Finding]:
+    """Type, keys, key and certificate, names, expiry; and the leaf against every caBundle."""
+    wanted, subject, fix = cluster.arguments, secret_label(cluster), "python certs.py"
+    secret = cluster.find("secrets", wanted.secret)
+    pair = secret_pair(secret)
+    if not secret:
+        yield Finding("error", subject, "does not exist", fix)
+        return
+    if secret["type"] != "kubernetes.io/tls":
+        fix = f"kubectl -n {wanted.namespace} delete secret {wanted.secret}; python certs.py"
+        yield Finding("error", subject, f"type {secret['type']}, not kubernetes.io/tls", fix)
+    if not pair:
+        yield Finding("error", subject, "lacks one of tls.crt, tls.key, ca.crt", fix)
+        return
+    if reason := renewal_flaw(pair, [cluster.dns_name]):
+        yield Finding("error", subject, reason, fix)
+    else:
+        yield Finding("ok", subject, f"certificate valid {span(pair.leaf)}")
+    for one in configurations(cluster):
+        for webhook in one.webhooks:
+            seen = replace(pair, bundle=bundle_of(webhook))
+            if reason := renewal_flaw(seen, [cluster.dns_name]):
+                message = f"its caBundle does not fit {subject}: {reason}"
+                yield Finding("error", f"webhook {webhook['name']}", message, fix)
+            else:
+                yield Finding("ok", f"webhook {webhook['name']}", f"trusts {subject}")
+
+
+def check_endpoints(cluster: Cluster) -> Iterator[Finding]:
+    """There is one, and each serves the Secret's certificate, or another that is trusted."""
+    found, namespace = configurations(cluster), cluster.arguments.namespace
+    addresses = endpoints(cluster, found)
+    if not addresses:
+        message = f"service {namespace}/{cluster.arguments.service} has no ready endpoint"
+        yield Finding("error", "endpoints", message, f"kubectl -n {namespace} get pods")
+    pair = secret_pair(cluster.find("secrets", cluster.arguments.secret))
+    bundles = {bundle_of(webhook) for one in found for webhook in one.webhooks}
+    for address, der in zip(addresses, dial_all(cluster, addresses), strict=True):
+        subject = f"endpoint {address[0]}:{address[1]}"
+        if not der:
+            fix = "from outside the cluster that is normal; else see the pod's log"
+            yield Finding("warning", subject, "cannot be reached from here", fix)
+        elif pair and der == pair.leaf.public_bytes(serialization.Encoding.DER):
+            yield Finding("ok", subject, "serves the secret's certificate")
+        else:
+            trusted = all(trusts(address, cluster.dns_name, bundle) for bundle in bundles)
+            kind = "one that is still trusted" if trusted else "one that is not trusted"
+            fix = f"kubectl -n {namespace} rollout restart deployment whook"
+            message = f"serves another certificate than the secret's, {kind}"
+            yield Finding("warning" if trusted else "error", subject, message, fix)
+
+
+def trusts(address: Address, name: str, bundle: bytes) -> bool:
+    anchors = pem(*certificates_in(bundle))
+    with contextlib.suppress(ssl.SSLCertVerificationError):
+        return bool(anchors and dial(address, name, anchors))
+    return False
+
+
+def selects(selector: Json, labels: dict[str, str]) -> bool:
+    """A label selector, as the API server reads it."""
+    verdicts = [labels.get(k) == v for k, v in (selector.get("matchLabels") or {}).items()]
+    for term in selector.get("matchExpressions") or []:
+        present, listed = term["key"] in labels, labels.get(term["key"]) in term.get("values", [])
+        by_operator = {"In": listed, "NotIn": not listed, "Exists": present}
+        verdicts.append(by_operator.get(term["operator"], not present))
+    return all(verdicts)
+
+
+def check_namespaces(cluster: Cluster) -> Iterator[Finding]:
+    """Who opted in, that whook's own namespace did not, and a pod that goes all the way."""
+    own = cluster.arguments.namespace
+    labels = {
+        namespace["metadata"]["name"]: namespace["metadata"].get("labels") or {}
+        for namespace in cluster.call("list", "namespaces")["items"]
+    }
+    for one in configurations(cluster):
+        for webhook in one.webhooks:
+            subject, selector = f"webhook {webhook['name']}", webhook.get("namespaceSelector") or {}
+            chosen = [name for name in labels if selects(selector, labels[name])]
+            if own in chosen:
+                fix = f"add to namespaceSelector: kubernetes.io/metadata.name NotIn [{own}]"
+                message = f"namespace {own} is not excluded, so whook could lock itself out"
+                yield Finding("warning", subject, message, fix)
+            if not chosen:
+                fix = "kubectl label namespace default whook=enabled"
+                yield Finding("warning", subject, "selects no namespace", fix)
+            elif own not in chosen and one.resource.startswith("mutating"):
+                yield try_pod(cluster, subject, chosen[0])
+
+
+def try_pod(cluster: Cluster, subject: str, namespace: str) -> Finding:
+    """A dry-run pod in that namespace, beside one in whook's own, which no webhook touches."""
+    security = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    container = {"name": "check", "image": "registry.invalid/check:1", "securityContext": security}
+    spec = {
+        "containers": [container],
+        "automountServiceAccountToken": False,
+        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+    }
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "whook-check"}, "spec": spec}
+
+    def created(where: str) -> Json:
+        answer = cluster.call("create", "pods", body=pod, namespace=where, dry_run="All")
+        metadata = answer["metadata"]
+        return {k: metadata.get(k) for k in ("labels", "annotations")} | {"spec": answer["spec"]}
+
+    try:
+        mutated = created(namespace) != created(cluster.arguments.namespace)
+    except Fault as fault:
+        if "denied the request" in str(fault):
+            return Finding("ok", subject, f"a dry-run pod in namespace {namespace} was denied")
+        return Finding("error", subject, f"a dry-run pod failed: {fault}", "see the other findings")
+    if mutated:
+        return Finding("ok", subject, f"a dry-run pod in namespace {namespace} came back mutated")
+    message = f"a dry-run pod in namespace {namespace} came back as it was sent"
+    fix = "if a policy should change it, see whook's log; failurePolicy Ignore hides a failed call"
+    return Finding("warning", subject, message, fix)
+
+
+CHECKS = (
+    check_permissions,
+    check_configurations,
+    check_secret,
+    check_endpoints,
+    check_namespaces,
+)
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """Follow the API server's call hop by hop. What can't be looked at counts as an error."""
+    cluster, findings = Cluster(arguments), list[Finding]()
+    for look in CHECKS:
+        try:
+            findings += look(cluster)
+        except Unreachable:
+            raise
+        except Fault as fault:
+            hop = look.__name__.removeprefix("check_")
+            findings.append(Finding("error", hop, str(fault), fault.hint))
+    findings = list(dict.fromkeys(findings))
+    if arguments.output == "json":
+        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        for finding in findings:
+            print(f"{finding.status:8} {finding.subject}: {finding.message}")
+            if finding.fix:
+                print(f"         fix: {finding.fix}")
+    return int("error" in [finding.status for finding in findings])
+
+
+# ---------------------------------------------------------------- ca-bundle
+
+
+def client_configs(node: Any, seen: set[int]) -> Iterator[Any]:
+    """Every mapping under the key "clientConfig" in a YAML node tree, aliased ones once."""
+    if id(node) in seen or not isinstance(node.value, list):
+        return
+    seen.add(id(node))
+    for item in node.value:
+        key, value = item if isinstance(item, tuple) else (None, item)
+        if key and key.value == "clientConfig":
+            yield value
+        yield from client_configs(value, seen)
+
+
+def ca_bundle(arguments: argparse.Namespace) -> None:
+    """Put the Secret's CA into every webhook of ours in a manifest, and in place of ${CA_BUNDLE}.
+
+    The YAML is edited as nodes, not as values: what stays is written as it was read."""
+    import yaml
+
+    source = sys.stdin.buffer.read(MANIFEST_LIMIT + 1)
+    if len(source) > MANIFEST_LIMIT:
+        raise Fault("the manifest is longer than 16 MiB", "is it the right file?")
+    cluster = Cluster(arguments)
+    pair = secret_pair(cluster.find("secrets", arguments.secret))
+    if not pair:
+        raise Fault(
+            f"{secret_label(cluster)}: holds no certificate yet", "python certs.py makes it"
+        )
+    encoded, filled = encode(pair.bundle), source.count(b"${CA_BUNDLE}")
+    try:
+        text = source.decode("utf-8").replace("${CA_BUNDLE}", encoded)
+        documents = [node for node in yaml.compose_all(text) if node]
+        for config in client_configs(yaml.SequenceNode("", documents), set()):
+            filled += fill(config, encoded, arguments)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise Fault(
+            f"stdin is no YAML manifest: {error}", "kubectl apply would not take it"
+        ) from None
+    if not filled:
+        message = f"no webhook for service {arguments.namespace}/{arguments.service} on stdin"
+        raise Fault(message, "see --namespace and --service; or write ${CA_BUNDLE} where it goes")
+    yaml.serialize_all(documents, sys.stdout, explicit_start=True, allow_unicode=True, width=2**31)
+
+
+def fill(config: Any, encoded: str, arguments: argparse.Namespace) -> bool:
+    """Set caBundle in a clientConfig node if it is for our Service."""
+    import yaml
+
+    fields = {key.value: value for key, value in config.value}
+    service = {key.value: value.value for key, value in getattr(fields.get("service"), "value", [])}
+    if (service.get("namespace"), service.get("name")) != (arguments.namespace, arguments.service):
+        return False
+    kept = [(key, value) for key, value in config.value if key.value != "caBundle"]
+    entry = [yaml.ScalarNode("tag:yaml.org,2002:str", text) for text in ("caBundle", encoded)]
+    config.value = [*kept, tuple(entry)]
+    return True
+
+
 # ---------------------------------------------------------------- command line
 
 USAGE = """\
-certs.py local [--host NAME|IP]... [--cert-dir webhook-certs]
-                      [--key-type ecdsa-p256|rsa-2048|rsa-3072] [--validity 90d]
+usage: python certs.py [ensure]     issue, publish, renew: whatever is called for, and nothing else
+       python certs.py check        say what is wrong, hop by hop, and how to mend it
+       python certs.py local        certificates for this machine, without a cluster
+       python certs.py ca-bundle    fill in caBundle: a manifest on stdin, the same on stdout
 
-  python certs.py local                        a CA and a certificate for this machine
-  python certs.py local --host laptop.lan      one more name in it
+which cluster, and what in it (ensure, check, ca-bundle)
+  --kubeconfig FILE, --context NAME     as for kubectl; in a pod its ServiceAccount is used
+  --namespace whook, --service whook, --secret whook-certs, --webhook-configuration whook
+  --timeout 60                          seconds for the whole run
+
+which certificate (ensure, check)
+  --signer-name whook.local/serving     signed here by a CA whose key is thrown away; or any other:
+                                        kubernetes.io/kubelet-serving on most clusters,
+                                        beta.eks.amazonaws.com/app-serving on EKS
+  --ca-cert FILE --ca-key FILE          sign with this CA; --ca-cert alone: the other signer's CA
+
+ensure, local
+  --key-type ecdsa-p256                 or rsa-2048, rsa-3072
+  --validity 90d                        or hours (36h) or minutes (30m); renewed in its last third
+  --cert-dir webhook-certs              for ca.pem, server-cert.pem, server-key.pem; "" for no files
+
+ensure      --dry-run                   print the plan, write nothing
+            --renew                     issue a new certificate although the old one is good
+            --force                     write caBundle although an injector or another tool keeps it
+check       --output text|json
+local       --host NAME|IP              one more name in the certificate; may be repeated
+
+  python certs.py
+  python certs.py --signer-name kubernetes.io/kubelet-serving --timeout 180
+  cat manifests/40-webhook.yaml | python certs.py ca-bundle | kubectl apply -f -
 """
+LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with our own words."""
+
+    def format_help(self) -> str:
+        return USAGE
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"whook: error: {message}\nwhook: hint: see python certs.py --help\n")
+
+
+def dns_name(text: str) -> str:
+    if len(text) > 253 or not all(map(LABEL.fullmatch, text.split("."))):
+        raise argparse.ArgumentTypeError(f'"{text}" is no name: a-z, 0-9, - and . are allowed')
+    return text
 
 
 def host(text: str) -> str:
     with contextlib.suppress(ValueError):
         return str(ipaddress.ip_address(text))
-    if len(text) > 253 or not all(map(DNS_LABEL.fullmatch, text.split("."))):
-        raise argparse.ArgumentTypeError(f'"{text}" is neither a DNS name nor an IP address')
+    return dns_name(text)
+
+
+def signer_name(text: str) -> str:
+    domain, _, path = text.partition("/")
+    if not (dns_name(domain) and "." in domain and re.fullmatch(r"[A-Za-z0-9._:-]+", path)):
+        raise argparse.ArgumentTypeError(f'"{text}" is no signer name such as {OWN_SIGNER}')
     return text
 
 
 def duration(text: str) -> datetime.timedelta:
-    match = re.fullmatch(r"(\d{1,6})([dhm])", text)
-    unit = {"d": "days", "h": "hours", "m": "minutes"}
-    span = datetime.timedelta(**{unit[match[2]]: int(match[1])}) if match else None
-    if not span or not MINIMUM_VALIDITY <= span <= MAXIMUM_VALIDITY:
-        raise argparse.ArgumentTypeError(f'"{text}" is not a time from 10m to 3650d, such as 90d')
-    return span
+    units = {"d": "days", "h": "hours", "m": "minutes"}
+    match = re.fullmatch(r"(\d{1,7})([dhm])", text)
+    length = datetime.timedelta(**{units[match[2]]: int(match[1])}) if match else None
+    if not length or not MINIMUM_VALIDITY <= length <= MAXIMUM_VALIDITY:
+        raise argparse.ArgumentTypeError(f'"{text}" is no time from 10m to 3650d, such as 90d')
+    return length
 
 
-MINIMUM_VALIDITY = datetime.timedelta(minutes=10)  # expirationSeconds' own minimum
-MAXIMUM_VALIDITY = datetime.timedelta(days=3650)
+def seconds(text: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,5}(\.[0-9]+)?", text) or not float(text):
+        raise argparse.ArgumentTypeError(f'"{text}" is no number of seconds')
+    return float(text)
 
 
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="certs.py", usage=USAGE, add_help=True)
-    top.add_argument("command", choices=["local"])
-    top.add_argument("--host", type=host, action="append", default=[])
-    top.add_argument("--cert-dir", default="webhook-certs")
-    top.add_argument("--key-type", choices=KEY_TYPES, default="ecdsa-p256")
-    top.add_argument("--validity", type=duration, default="90d")
-    return top
+def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse, and refuse what contradicts itself, before any work."""
+    cluster, key, signer = (Parser(add_help=False, allow_abbrev=False) for _ in range(3))
+    for flag, default in (("namespace", "whook"), ("service", "whook"), ("secret", "whook-certs")):
+        cluster.add_argument(f"--{flag}", type=dns_name, default=default)
+    cluster.add_argument("--webhook-configuration", type=dns_name, default="whook")
+    cluster.add_argument("--kubeconfig")
+    cluster.add_argument("--context")
+    cluster.add_argument("--timeout", type=seconds, default="60")
+    signer.add_argument("--signer-name", type=signer_name, default=OWN_SIGNER)
+    key.add_argument("--key-type", choices=KEY_TYPES, default="ecdsa-p256")
+    key.add_argument("--validity", type=duration, default="90d")
+    key.add_argument("--cert-dir", default="webhook-certs")
+    top = Parser(allow_abbrev=False)
+    commands = top.add_subparsers(dest="command", required=True)
+
+    def command(name: str, *parents: Parser) -> argparse.ArgumentParser:
+        return commands.add_parser(name, parents=parents, allow_abbrev=False)
+
+    ensuring = command("ensure", cluster, signer, key)
+    for flag in ("--ca-cert", "--ca-key"):
+        ensuring.add_argument(flag)
+    for flag in ("--dry-run", "--renew", "--force"):
+        ensuring.add_argument(flag, action="store_true")
+    command("check", cluster, signer).add_argument(
+        "--output", choices=("text", "json"), default="text"
+    )
+    command("local", key).add_argument("--host", type=host, action="append", default=[])
+    command("ca-bundle", cluster)
+    bare = not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help"))
+    arguments = top.parse_args(["ensure", *argv] if bare else argv)
+    if arguments.command == "ensure":
+        own = arguments.signer_name == OWN_SIGNER
+        if arguments.ca_key and not (own and arguments.ca_cert):
+            top.error(f"--ca-key needs --ca-cert, and signer {OWN_SIGNER}: others have their own")
+        if arguments.ca_cert and own and not arguments.ca_key:
+            top.error(f"--ca-cert without --ca-key is for a signer other than {OWN_SIGNER}")
+    if arguments.command == "local" and not arguments.cert_dir:
+        top.error("--cert-dir may not be empty: local makes files")
+    return arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = parser().parse_args(argv)
+    arguments = arguments_of(sys.argv[1:] if argv is None else argv)
+    commands = {"ensure": ensure, "check": check, "local": local, "ca-bundle": ca_bundle}
     try:
-        local(arguments)
-    except Fault as fault:
-        print(f"whook: error: {fault}", file=sys.stderr)
-        if fault.hint:
-            print(f"whook: hint: {fault.hint}", file=sys.stderr)
-        return 1
-    return 0
+        return commands[arguments.command](arguments) or 0
+    except KeyboardInterrupt:
+        fault = Fault("interrupted", "nothing is half-published; run again")
+    except OSError as error:
+        fault = Fault(
+            f"{error.strerror}: {error.filename or 'temporary files'}", "is the disk full?"
+        )
+    except Fault as caught:
+        fault = caught
+    say(f"whook: error: {fault}")
+    if fault.hint:
+        say(f"whook: hint: {fault.hint}")
+    return 1
 
 
 if __name__ == "__main__":
