@@ -433,7 +433,6 @@ class Cluster:
     def __init__(self, arguments: argparse.Namespace) -> None:
         """Find the cluster as kubectl does, or in a pod by its ServiceAccount."""
         import kubernetes  # here: it takes a second, and `local` needs none of it
-        import yaml
 
         self.arguments = arguments
         self.dns_name = f"{arguments.service}.{arguments.namespace}.svc"
@@ -447,7 +446,7 @@ class Cluster:
             else:
                 files = arguments.kubeconfig, arguments.context
                 kubernetes.config.load_kube_config(*files, client_configuration=settings)
-        except (kubernetes.config.ConfigException, yaml.YAMLError, OSError) as error:
+        except Exception as error:  # a malformed file makes the client raise anything at all
             reason = str(error).partition("\n")[0]
             hint = "name one with --kubeconfig, and a context in it with --context"
             raise Fault(f"no usable kubeconfig: {reason}", hint) from None
@@ -533,8 +532,7 @@ def refusal(status: int | None, body: str | bytes | None, action: str) -> Fault:
     try:
         message = str(json.loads(body or "")["message"])
     except (ValueError, KeyError, TypeError):
-        message = f"HTTP status {status}"
-    message = f"cannot {action}: {message}"
+        message = f"cannot {action}: HTTP status {status}"
     match status:
         case 401:
             return Fault(message, "the credentials in the kubeconfig are not accepted")
@@ -553,9 +551,9 @@ def missing_rule(message: str) -> str:
         verb, resource, group, rest = match.groups()
         role = "Role in that namespace" if "in the namespace" in rest else "ClusterRole"
         return f"a {role} must grant {rule(verb, group, resource)}"
-    if match := re.search(r'(approval|status) .*signerName "([^"]+)"', message):
-        verb = {"approval": "approve", "status": "sign"}[match[1]]
-        return f"a ClusterRole must grant {rule(verb, GROUPS['signers'], 'signers', match[2])}"
+    if match := re.search(r'to (approve|sign) requests with signerName "([^"]+)"', message):
+        verb, name = match.groups()
+        return f"a ClusterRole must grant {rule(verb, GROUPS['signers'], 'signers', name)}"
     return "not a matter of RBAC: the message names who refused"
 
 
@@ -666,8 +664,10 @@ def dial(address: Address, name: str, anchors: bytes = b"") -> bytes | None:
     """Connect as the API server does; returns the leaf that is served, None if nobody answers.
 
     With anchors, raises ssl.SSLCertVerificationError where the API server would refuse it."""
-    context = client_context(anchors)
-    if not anchors:
+    if anchors:
+        context = client_context(anchors)
+    else:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:
         with (

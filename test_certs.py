@@ -1,0 +1,1422 @@
+"""certs.py, section by section; then whole runs, against a stand-in API server and a real one.
+
+The same cases run on both: `Cases` stands once before testing.apiserver.Memory and, where the
+binaries are found, once before a real control plane (`RealCluster` says what is missing elsewhere).
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import datetime
+import io
+import json
+import os
+import pty
+import re
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import unittest
+from pathlib import Path
+from unittest import mock
+
+import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+
+import certs
+from testing import controlplane, pki
+from testing.apiserver import Endpoint, Front, Memory, Refusal, Relay
+
+HERE = Path(__file__).parent
+NAME = "whook.whook.svc"
+DAY = datetime.timedelta(days=1)
+OTHER_SIGNER = "example.com/serving"
+SECRET = "/api/v1/namespaces/whook/secrets/whook-certs"
+ADMISSION = "/apis/admissionregistration.k8s.io/v1"
+MUTATING = f"{ADMISSION}/mutatingwebhookconfigurations"
+VALIDATING = f"{ADMISSION}/validatingwebhookconfigurations"
+CSRS = "/apis/certificates.k8s.io/v1/certificatesigningrequests"
+SLICES = "/apis/discovery.k8s.io/v1/namespaces/whook/endpointslices"
+
+
+def pair_of(issued: pki.Pair, bundle: bytes) -> certs.Pair:
+    return certs.Pair(issued.cert_pem, issued.key_pem, bundle)
+
+
+def run(*argv: str, stdin: bytes = b"") -> tuple[int, str, str]:
+    """Exit status, stdout and stderr of one run of the program, in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    source = mock.Mock(buffer=io.BytesIO(stdin))
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with mock.patch.object(sys, "stdin", source):
+            try:
+                status = certs.main(argv)
+            except SystemExit as exit:
+                status = int(exit.code or 0)
+    return status, out.getvalue(), err.getvalue()
+
+
+class InFolder(unittest.TestCase):
+    """Each test in an empty folder of its own."""
+
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory(prefix="certs-")
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        self.enterContext(contextlib.chdir(self.folder))
+
+
+# ---------------------------------------------------------------- keys, certificates, verification
+
+
+class Certificates(unittest.TestCase):
+    def made(self, key_type: str = "ecdsa-p256", names=(NAME, "127.0.0.1")) -> certs.Pair:
+        until = certs.now() + 90 * DAY
+        authority, key = certs.new_authority(until), certs.new_key(key_type)
+        leaf = certs.sign(key.public_key(), names, until, authority)
+        return certs.Pair(certs.pem(leaf), certs.key_pem(key), certs.pem(authority[0]))
+
+    def test_strict_clients_take_every_key_type(self):
+        for key_type in certs.KEY_TYPES:
+            with self.subTest(key_type):
+                pair = self.made(key_type)
+                self.assertEqual(certs.type_of(pair.leaf.public_key()), key_type)
+                client = ssl.create_default_context(cadata=pair.bundle.decode())
+                client.verify_flags |= ssl.VERIFY_X509_STRICT
+                with mock.patch.object(certs, "client_context", return_value=client):
+                    certs.prove(pair, NAME, pair.bundle)
+                    certs.prove(pair, "127.0.0.1", pair.bundle)
+
+    def test_what_stands_in_a_certificate(self):
+        pair = self.made()
+        self.assertEqual(certs.names_of(pair.leaf), {NAME, "127.0.0.1"})
+        self.assertEqual(pair.leaf.subject.rfc4514_string(), "CN=whook")
+        self.assertLess(pair.leaf.not_valid_before_utc, certs.now() - DAY / 300)
+        ca = certs.certificates_in(pair.bundle)[0]
+        self.assertEqual(ca.subject, pair.leaf.issuer)
+        self.assertNotEqual(ca.subject, certs.certificates_in(self.made().bundle)[0].subject)
+
+    def test_a_leaf_ends_with_its_ca(self):
+        authority = certs.new_authority(certs.now() + DAY)
+        key = certs.new_key("ecdsa-p256").public_key()
+        leaf = certs.sign(key, [NAME], certs.now() + 90 * DAY, authority)
+        self.assertEqual(leaf.not_valid_after_utc, authority[0].not_valid_after_utc)
+
+    def test_a_key_never_shows(self):
+        self.assertNotIn("PRIVATE", repr(self.made()))
+
+    def test_flaws(self):
+        root = pki.Authority("root")
+        middle = pki.Authority("middle", parent=root)
+        old = pki.Authority("old", not_before=-3 * DAY, not_after=-DAY)
+        good, other = root.issue([NAME]), root.issue([NAME])
+        valid = f"valid only {certs.span(root.issue([NAME], -3 * DAY, -DAY).certificate)}"
+        swapped = pki.Pair(good.cert_pem, other.key_pem)
+        below = middle.issue([NAME])
+        bare = pki.Pair(certs.pem(below.certificate), below.key_pem)
+        cases = [
+            (good, root.pem, None),
+            (good, b"junk\n" + old.pem + root.pem, None),
+            (below, root.pem, None),
+            (below, middle.pem, None),
+            (bare, middle.pem, None),
+            (bare, root.pem, "the certificate does not verify: "),
+            (swapped, root.pem, "the certificate does not belong to the key"),
+            (pki.Pair(b"", good.key_pem), root.pem, "the certificate or the key cannot be read"),
+            (pki.Pair(good.cert_pem, b"x"), root.pem, "the certificate or the key cannot be read"),
+            (root.issue(["a.b"]), root.pem, f"the certificate does not name {NAME}"),
+            (root.issue([], common_name=NAME), root.pem, f"the certificate does not name {NAME}"),
+            (root.issue([NAME], -3 * DAY, -DAY), root.pem, f"the certificate is {valid}"),
+            (good, old.pem, "the bundle holds no valid CA"),
+            (good, b"", "the bundle holds no valid CA"),
+            (good, pki.Authority("root").pem, "the certificate does not verify: "),
+            (root.issue([NAME], client=True), root.pem, "the certificate does not verify: uns"),
+        ]
+        for number, (issued, bundle, expected) in enumerate(cases):
+            with self.subTest(number, expected=expected):
+                actual = certs.flaw(pair_of(issued, bundle), [NAME], certs.now())
+                if expected and expected.endswith(("verify: ", "uns")):
+                    self.assertTrue(actual and actual.startswith(expected), actual)
+                else:
+                    self.assertEqual(actual and actual[: len(expected or "")], expected)
+
+    def test_renewal_is_due_in_the_last_third_of_leaf_or_ca(self):
+        root = pki.Authority("root", -DAY, 90 * DAY)
+        short = pki.Authority("short", -DAY, 10 * DAY)
+        cases = [
+            (root.issue([NAME], -20 * DAY, 11 * DAY), root, False),
+            (root.issue([NAME], -20 * DAY, 9 * DAY), root, True),
+            (short.issue([NAME], -DAY, 60 * DAY), short, True),
+        ]
+        for issued, authority, due in cases:
+            with self.subTest(due=due):
+                flaw = certs.renewal_flaw(pair_of(issued, authority.pem), [NAME])
+                self.assertEqual(bool(flaw), due, flaw)
+                self.assertTrue(not due or flaw.startswith("less than a third of its life is left"))
+
+    def test_no_plain_key_reaches_the_disk_for_the_proof(self):
+        written = []
+        original = Path.write_bytes
+
+        def spy(path: Path, content: bytes) -> int:
+            written.append(content)
+            return original(path, content)
+
+        pair = self.made()
+        with mock.patch.object(Path, "write_bytes", spy):
+            certs.server_context(pair)
+        self.assertIn(b"ENCRYPTED PRIVATE KEY", written[0])
+        self.assertNotIn(b"BEGIN PRIVATE KEY", written[0])
+
+
+# ---------------------------------------------------------------- files, local
+
+
+class Local(InFolder):
+    def test_made_kept_and_made_again(self):
+        status, out, err = run("local")
+        self.assertEqual((status, err), (0, ""))
+        names = "localhost, 127.0.0.1, ::1, whook.whook.svc"
+        self.assertRegex(out, f"^webhook-certs: certificates made for {names}, valid .*none\n$")
+        for name in certs.FILES:
+            self.assertEqual((self.folder / "webhook-certs" / name).stat().st_mode & 0o777, 0o600)
+        first = certs.read_files("webhook-certs")
+        self.assertIsNone(certs.flaw(first, certs.LOCAL_NAMES, certs.now()))
+        self.assertRegex(run("local")[1], "^webhook-certs: certificates kept, valid ")
+        self.assertEqual(certs.read_files("webhook-certs"), first)
+        out = run("local", "--host", "laptop.lan", "--host", "2001:DB8::1")[1]
+        self.assertIn("the certificate does not name laptop.lan, 2001:db8::1", out)
+        self.assertIn("kept", run("local", "--host", "laptop.lan")[1])
+        self.assertIn("the key is ecdsa-p256, not rsa-2048", run("local", "--key-type=rsa-2048")[1])
+
+    def test_a_damaged_or_missing_file_is_mended(self):
+        for name in certs.FILES:
+            run("local")
+            Path("webhook-certs", name).write_bytes(b"damaged")
+            self.assertIn("certificates made", run("local")[1])
+            Path("webhook-certs", name).unlink()
+            self.assertIn("certificates made", run("local")[1])
+        self.assertEqual(len(list(Path("webhook-certs").iterdir())), 3)
+
+    def test_a_folder_that_cannot_be_written(self):
+        Path("file").touch()
+        for folder, reason in ("file", "File exists"), ("file/below", "Not a directory"):
+            self.assertEqual(
+                run("local", "--cert-dir", folder),
+                (
+                    1,
+                    "",
+                    f"whook: error: cannot write to {folder}: {reason}\n"
+                    "whook: hint: name a folder that can be written with --cert-dir\n",
+                ),
+            )
+
+    def test_a_full_disk_leaves_the_old_files_whole(self):
+        run("local")
+        before = certs.read_files("webhook-certs")
+        limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300));"
+        code = f"{limit} import sys, certs; sys.exit(certs.main(['local', '--host', 'more.lan']))"
+        done = subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(HERE)},
+            capture_output=True, text=True,
+        )  # fmt: skip
+        self.assertEqual(done.returncode, 1, done.stderr)
+        self.assertRegex(done.stderr, "^whook: error: .*File too large\nwhook: hint: .*\n$")
+        self.assertEqual(certs.read_files("webhook-certs"), before)
+        self.assertEqual(len(list(Path("webhook-certs").iterdir())), 3)
+
+    def test_no_cluster_client_is_loaded(self):
+        code = "import sys, certs; certs.main(['local']); print('kubernetes' in sys.modules)"
+        done = subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(HERE)},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        self.assertEqual(done.stdout.splitlines()[-1], "False")
+
+
+# ---------------------------------------------------------------- pure parts
+
+
+class Parts(unittest.TestCase):
+    def test_printable(self):
+        self.assertEqual(certs.printable("a\x1b[2J\nb ä"), "a\\x1b[2J\\nb ä")
+
+    def test_missing_rule(self):
+        core = 'a Role in that namespace must grant apiGroups: [""], resources: ["secrets"]'
+        cluster = 'a ClusterRole must grant apiGroups: ["certificates.k8s.io"], resources: '
+        signer = '["signers"], resourceNames: ["a.b/c"], verbs: '
+        cases = {
+            'secrets "x" is forbidden: User "joe" cannot get resource "secrets" in API group "" '
+            'in the namespace "whook"': core + ', verbs: ["get"]',
+            'User "joe" cannot update resource "certificatesigningrequests/approval" in API group '
+            '"certificates.k8s.io" at the cluster scope': cluster
+            + '["certificatesigningrequests/approval"], verbs: ["update"]',
+            'user not permitted to approve requests with signerName "a.b/c"': cluster
+            + signer
+            + '["approve"]',
+            'user not permitted to sign requests with signerName "a.b/c"': cluster
+            + signer
+            + '["sign"]',
+            "exceeded quota": "not a matter of RBAC: the message names who refused",
+        }
+        for message, expected in cases.items():
+            self.assertEqual(certs.missing_rule(message), expected)
+
+    def test_bundles(self):
+        old, new = pki.Authority("old"), pki.Authority("new")
+        other, dead = pki.Authority("other"), pki.Authority("dead", -3 * DAY, -DAY)
+        pair = pair_of(new.issue([NAME]), new.pem)
+        current = b"comment\n" + old.pem + dead.pem + old.pem + b"-----BEGIN CERTIFICATE-----\nx\n"
+        self.assertEqual(certs.widened(current, pair), old.pem + new.pem)
+        self.assertEqual(certs.widened(new.pem, pair), new.pem)
+        stale = {old.certificate}
+        self.assertEqual(certs.narrowed(old.pem + new.pem, pair, stale), new.pem)
+        kept = certs.narrowed(old.pem + new.pem + other.pem, pair, stale)
+        self.assertEqual(kept, new.pem + other.pem, "another run's CA, added meanwhile")
+
+    def test_selectors(self):
+        labels = {"whook": "enabled", "kubernetes.io/metadata.name": "default"}
+
+        def terms(operator: str, key: str = "whook", *values: str) -> dict:
+            term = {"key": key, "operator": operator, **({"values": [*values]} if values else {})}
+            return {"matchExpressions": [term]}
+
+        cases = [
+            ({}, True),
+            ({"matchLabels": {"whook": "enabled"}}, True),
+            ({"matchLabels": {"whook": "no"}}, False),
+            (terms("In", "whook", "enabled", "x"), True),
+            (terms("In", "absent", "x"), False),
+            (terms("NotIn", "whook", "enabled"), False),
+            (terms("NotIn", "absent", "x"), True),
+            (terms("Exists"), True),
+            (terms("Exists", "absent"), False),
+            (terms("DoesNotExist"), False),
+            (terms("DoesNotExist", "absent"), True),
+        ]
+        for selector, expected in cases:
+            self.assertEqual(certs.selects(selector, labels), expected, selector)
+
+
+# ---------------------------------------------------------------- command line
+
+
+class CommandLine(InFolder):
+    def test_wrong_usage(self):
+        own = certs.OWN_SIGNER
+        cases = {
+            "frob": "argument command: invalid choice: 'frob' (choose from",
+            "--frob": "unrecognized arguments: --frob",
+            "--name x": "unrecognized arguments: --name x",
+            "local --namespace x": "unrecognized arguments: --namespace x",
+            "check --dry-run": "unrecognized arguments: --dry-run",
+            "local --host a_b": 'argument --host: "a_b" is no name: a-z, 0-9, - and . are allowed',
+            "local --cert-dir=": "--cert-dir may not be empty: local makes files",
+            "--namespace ../x": 'argument --namespace: "../x" is no name: ',
+            "--validity 9": 'argument --validity: "9" is no time from 10m to 3650d, such as 90d',
+            "--validity 9m": 'argument --validity: "9m" is no time from 10m to 3650d, such as 90d',
+            "--validity 3651d": 'argument --validity: "3651d" is no time from 10m to 3650d',
+            "--timeout 0": 'argument --timeout: "0" is no number of seconds',
+            "--signer-name x": f'argument --signer-name: "x" is no signer name such as {own}',
+            "--key-type dsa": "argument --key-type: invalid choice: 'dsa' (choose from",
+            "--ca-key x": f"--ca-key needs --ca-cert, and signer {own}: others have their own",
+            "--ca-cert x": f"--ca-cert without --ca-key is for a signer other than {own}",
+        }
+        for line, message in cases.items():
+            with self.subTest(line):
+                status, out, err = run(*line.split())
+                self.assertEqual((status, out), (2, ""))
+                self.assertTrue(err.startswith(f"whook: error: {message}"), err)
+                self.assertTrue(err.endswith("\nwhook: hint: see python certs.py --help\n"), err)
+
+    def test_help_names_every_flag(self):
+        status, out, _ = run("--help")
+        self.assertEqual(status, 0)
+        flags = set(re.findall(r'"(--[a-z-]+)"', (HERE / "certs.py").read_text()))
+        flags |= {"--namespace", "--service", "--secret"}
+        for flag in flags - {"--help"}:
+            self.assertIn(flag, out)
+        self.assertEqual(max(map(len, out.splitlines())) // 101, 0)
+
+    def test_no_kubeconfig(self):
+        with mock.patch.dict(os.environ, {"HOME": str(self.folder)}, clear=True):
+            with mock.patch("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", "absent"):
+                status, _, err = run()
+        self.assertEqual(status, 1)
+        self.assertRegex(err, "^whook: error: no usable kubeconfig: .*\nwhook: hint: name one with")
+
+    def test_broken_kubeconfig(self):
+        for text in "", "{", "[]", "{}", '{"contexts": 5}':
+            Path("broken").write_text(text)
+            with self.subTest(text):
+                status, _, err = run("--kubeconfig", "broken")
+                self.assertEqual(status, 1)
+                self.assertRegex(err, "^whook: error: no usable kubeconfig: .*\nwhook: hint: .*\n$")
+
+    def test_unreachable(self):
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            host = f"https://127.0.0.1:{unused.getsockname()[1]}"
+            config = {
+                "current-context": "x",
+                "contexts": [{"name": "x", "context": {"cluster": "x"}}],
+                "clusters": [{"name": "x", "cluster": {"server": host}}],
+            }
+            Path("config").write_text(json.dumps(config))
+            for command in "ensure", "check":
+                self.assertEqual(
+                    run(command, "--kubeconfig", "config"),
+                    (
+                        1,
+                        "",
+                        f"whook: error: no answer from the API server at {host}: "
+                        "[Errno 111] Connection refused\nwhook: hint: is the cluster up, and is it "
+                        "the one meant? see --kubeconfig and --context\n",
+                    ),
+                )
+
+
+# ---------------------------------------------------------------- whole runs, on either API server
+
+
+def webhook(name: str, service: str = "whook", path: str = "/mutate", **more: object) -> dict:
+    return {
+        "name": name,
+        "admissionReviewVersions": ["v1"],
+        "sideEffects": "None",
+        "failurePolicy": "Ignore",
+        "clientConfig": {
+            "service": {"name": service, "namespace": "whook", "path": path, "port": 443}
+        },
+        "namespaceSelector": {"matchLabels": {"whook": "enabled"}},
+        "rules": [
+            {
+                "apiGroups": [""],
+                "apiVersions": ["v1"],
+                "resources": ["pods"],
+                "operations": ["CREATE"],
+            }
+        ],
+        **more,
+    }
+
+
+def fixtures(address: str, port: int) -> dict[str, dict]:
+    """What the manifests make: the object for each collection."""
+    configuration = {"apiVersion": "admissionregistration.k8s.io/v1", "metadata": {"name": "whook"}}
+    mutating = [webhook("mutate.whook.local"), webhook("other.whook.local", "other")]
+    mutating.append(webhook("labels.whook.local", path="/mutate/labels"))
+    validating = [webhook("validate.whook.local", path="/validate")]
+    ports = [{"name": "https", "port": 443, "targetPort": 8443, "protocol": "TCP"}]
+    return {
+        "/api/v1/namespaces/whook/services": {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": "whook"},
+            "spec": {"ports": ports},
+        },
+        SLICES: {
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": {"name": "whook", "labels": {"kubernetes.io/service-name": "whook"}},
+            "addressType": "IPv4",
+            "ports": [{"name": "https", "port": port}, {"name": "metrics", "port": 8080}],
+            "endpoints": [
+                {"addresses": [address], "conditions": {"ready": True}},
+                {"addresses": ["192.0.2.77"], "conditions": {"ready": False}},
+            ],
+        },
+        MUTATING: {**configuration, "kind": "MutatingWebhookConfiguration", "webhooks": mutating},
+        VALIDATING: {
+            **configuration,
+            "kind": "ValidatingWebhookConfiguration",
+            "webhooks": validating,
+        },
+    }
+
+
+class Cases(InFolder):
+    """What certs.py does to a cluster. `front` and `address` come from the subclass."""
+
+    front: Front
+    address: str
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "whook"}}
+        cls.front.ask("POST", "/api/v1/namespaces", namespace)
+
+    def setUp(self) -> None:
+        super().setUp()
+        for name, value in ("SETTLE", 0.0), ("POLL", 0.05), ("DIAL_LIMIT", 1.0):
+            self.enterContext(mock.patch.object(certs, name, value))
+        self.front.reset()
+        self.root = pki.Authority("test root")
+        self.old = self.root.issue([NAME])
+        self.endpoint = Endpoint(self.old, self.address)
+        self.addCleanup(self.endpoint.close)
+        self.kubeconfig = self.front.kubeconfig()
+        self.clear()
+        for collection, manifest in fixtures(*self.endpoint.address).items():
+            self.front.ask("POST", collection, manifest)
+
+    def clear(self) -> None:
+        for collection in fixtures("192.0.2.1", 1):
+            self.remove(f"{collection}/whook")
+        self.remove(SECRET)
+        for request in self.front.ask("GET", CSRS)["items"]:
+            self.remove(f"{CSRS}/{request['metadata']['name']}")
+
+    def remove(self, path: str) -> None:
+        with contextlib.suppress(Refusal):
+            self.front.ask("DELETE", path)
+
+    def change(self, path: str, edit) -> dict:
+        """Edit an object as somebody else would, past the rules."""
+        manifest = self.front.ask("GET", path)
+        edit(manifest)
+        return self.front.ask("PUT", path, manifest)
+
+    def program(self, *argv: str, stdin: bytes = b"") -> tuple[int, str, str]:
+        words = [*argv] if argv and argv[0] in ("check", "ca-bundle") else ["ensure", *argv]
+        return run(*words, "--kubeconfig", self.kubeconfig, stdin=stdin)
+
+    def ensure(self, *argv: str) -> tuple[str, str]:
+        """A run that must succeed: stdout and stderr."""
+        status, out, err = self.program(*argv)
+        self.assertEqual(status, 0, err)
+        return out, err
+
+    def tearDown(self) -> None:
+        """Whatever happened: a key went into the Secret, if anywhere, and no CA key even there."""
+        for call in self.front.calls:
+            if b"PRIVATE KEY" in call.raw or b"UFJJVkFURSBLRVk" in call.raw:
+                self.assertIn("/secrets", call.path)
+
+    def bundles(self) -> dict[str, bytes]:
+        found = {}
+        for collection in MUTATING, VALIDATING:
+            for one in self.front.ask("GET", f"{collection}/whook")["webhooks"]:
+                bundle = one["clientConfig"].get("caBundle") or ""
+                found[one["name"]] = base64.b64decode(bundle)
+        return found
+
+    def set_bundles(self, bundle: bytes) -> None:
+        def edit(manifest: dict) -> None:
+            for one in manifest["webhooks"]:
+                one["clientConfig"]["caBundle"] = base64.b64encode(bundle).decode()
+
+        for collection in MUTATING, VALIDATING:
+            self.change(f"{collection}/whook", edit)
+
+    def secret(self) -> dict | None:
+        try:
+            return self.front.ask("GET", SECRET)
+        except Refusal:
+            return None
+
+    def set_secret(self, issued: pki.Pair, bundle: bytes, signer: str | None = certs.OWN_SIGNER):
+        """A Secret as an earlier run would have left it."""
+        self.remove(SECRET)
+        values = {"tls.crt": issued.cert_pem, "tls.key": issued.key_pem, "ca.crt": bundle}
+        manifest = {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "type": "kubernetes.io/tls",
+            "metadata": {
+                "name": "whook-certs",
+                "annotations": {certs.SIGNER_ANNOTATION: signer} if signer else {},
+            },
+            "data": {key: base64.b64encode(value).decode() for key, value in values.items()},
+        }
+        return self.front.ask("POST", SECRET.rpartition("/")[0], manifest)
+
+    def requests(self) -> list[dict]:
+        return self.front.ask("GET", CSRS)["items"]
+
+    def published(self) -> certs.Pair:
+        """The pair in the Secret, after proving that all of it fits together."""
+        secret = self.secret()
+        self.assertEqual(secret["type"], "kubernetes.io/tls")
+        pair = certs.secret_pair(secret)
+        self.assertIsNone(certs.flaw(pair, [NAME], certs.now()))
+        bundles = self.bundles()
+        self.assertEqual(bundles.pop("other.whook.local"), b"", "not our Service, not ours to set")
+        for name, bundle in bundles.items():
+            self.assertEqual(bundle, pair.bundle, name)
+        return pair
+
+    def writes(self) -> list[str]:
+        return [f"{c.method} {c.path}" for c in self.front.calls if c.method != "GET"]
+
+    def follow(self, delay: int = 0) -> None:
+        """Serve what the Secret holds from now on, as pods do, `delay` looks later."""
+
+        def written(call, proceed):
+            answer = proceed()
+            pair = certs.secret_pair(call.body)
+            if "dryRun" not in call.query:
+                self.front.on("GET", "/endpointslices", looked, delay + 1)
+                self.looks = 0
+                self.next = pki.Pair(pair.chain, pair.key)
+            return answer
+
+        def looked(call, proceed):
+            self.looks += 1
+            if self.looks > delay:
+                self.endpoint.serve(self.next)
+            return proceed()
+
+        self.front.on("PUT|POST", "/secrets", written, times=99)
+
+    # ------------------------------------------------------------ first run, rerun, signers
+
+    def test_first_run_and_rerun(self):
+        out, err = self.ensure()
+        pair = self.published()
+        self.assertEqual(certs.read_files("webhook-certs"), pair)
+        self.assertEqual(Path("webhook-certs/server-key.pem").stat().st_mode & 0o777, 0o600)
+        self.assertEqual(self.requests(), [])
+        name = r"certificatesigningrequest whook-\w+"
+        valid = re.escape(f"valid {certs.span(pair.leaf)}")
+        webhooks = "mutate.whook.local, labels.whook.local"
+        expected = [
+            "to do: secret whook/whook-certs: issue and write a certificate: there is none",
+            "to do: mutatingwebhookconfiguration whook, webhook mutate.whook.local: write caBundle",
+            "to do: mutatingwebhookconfiguration whook, webhook labels.whook.local: write caBundle",
+            "to do: validatingwebhookconfiguration whook, webhook validate.whook.local: "
+            "write caBundle",
+            "to do: webhook-certs: write ca.pem, server-key.pem, server-cert.pem",
+            f"{name}: posted for signer whook.local/serving",
+            f"{name}: approved",
+            f"{name}: signed by CN=whook CA [0-9a-f]+",
+            rf"{name}: issued, waited \d\.\d s",
+            f"certificate: {valid}, verified by CN=whook CA [0-9a-f]+",
+            f"{name}: deleted",
+            f"mutatingwebhookconfiguration whook: caBundle of {webhooks}: 1 CA",
+            "validatingwebhookconfiguration whook: caBundle of validate.whook.local: 1 CA",
+            "webhook-certs: ca.pem, server-key.pem, server-cert.pem written",
+            "secret whook/whook-certs: written",
+        ]
+        for line, pattern in zip(err.splitlines(), expected, strict=True):
+            self.assertRegex(line, f"^{pattern}$")
+        what = f"secret whook/whook-certs: certificate for {NAME}, {valid}"
+        self.assertRegex(out, f"^done: {what}\n$")
+        self.front.reset()
+        out, err = self.ensure()
+        self.assertRegex(out, f"^nothing to do: {what}\n$")
+        self.assertEqual((err, self.writes()), ("", []))
+
+    def test_kubelet_serving(self):
+        self.ensure("--signer-name", certs.KUBELET_SIGNER, "--key-type", "rsa-2048")
+        pair = self.published()
+        self.assertEqual(pair.bundle, self.front.backend.ca_pem)
+        self.assertEqual(certs.type_of(pair.leaf.public_key()), "rsa-2048")
+        self.front.reset()
+        out, _ = self.ensure("--signer-name", certs.KUBELET_SIGNER, "--key-type", "rsa-2048")
+        self.assertRegex(out, "^nothing to do: ")
+        self.assertEqual(self.writes(), [])
+        steps = self.ensure("--dry-run")[0].splitlines()
+        self.assertEqual(
+            steps[0],
+            "secret whook/whook-certs: issue and write a certificate: the key is rsa-2048, "
+            "not ecdsa-p256",
+        )
+
+    def signs(self, issue, times: int = 1) -> None:
+        """A signer of the test's own: `issue(csr)` is what it answers to an approved request."""
+
+        def approved(call, proceed):
+            answer = proceed()
+            csr = x509.load_pem_x509_csr(base64.b64decode(call.body["spec"]["request"]))
+            path, request = call.path.removesuffix("/approval"), answer[1]
+            request["status"]["certificate"] = base64.b64encode(issue(csr).cert_pem).decode()
+            self.front.ask("PUT", f"{path}/status", request)
+            return answer
+
+        self.front.on("PUT", "/approval", approved, times)
+
+    def test_another_signer_whose_ca_is_given(self):
+        """An intermediate signs, its chain comes along, and the root is what verifies."""
+        middle = pki.Authority("middle", parent=self.root)
+        Path("ca.pem").write_bytes(pki.Authority("wrong").pem + self.root.pem)
+        self.signs(lambda csr: middle.issue([NAME], public_key=csr.public_key()))
+        self.ensure("--signer-name", OTHER_SIGNER, "--ca-cert", "ca.pem")
+        pair = self.published()
+        self.assertEqual(pair.bundle, self.root.pem)
+        self.assertEqual(len(certs.certificates_in(pair.chain)), 2)
+        steps = self.ensure("--signer-name", OTHER_SIGNER, "--ca-cert", "ca.pem", "--dry-run")[0]
+        self.assertRegex(steps, "^nothing to do")
+        Path("ca.pem").write_bytes(pki.Authority("wrong").pem)
+        steps = self.ensure("--signer-name", OTHER_SIGNER, "--ca-cert", "ca.pem", "--dry-run")[0]
+        self.assertIn("it was not issued by the CA in ca.pem", steps)
+
+    def test_another_signer_whose_ca_is_nowhere(self):
+        self.signs(lambda csr: self.root.issue([NAME], public_key=csr.public_key()))
+        Path("ca.pem").write_bytes(pki.Authority("wrong").pem)
+        err = self.fails("--signer-name", OTHER_SIGNER, "--ca-cert", "ca.pem")
+        self.assertIn(
+            "whook: error: no known CA verifies the certificate; tried: CN=wrong (--ca-cert)", err
+        )
+        self.assertIn("CN=kubernetes (kubeconfig)", err)
+        self.assertIn("whook: hint: ask the signer's operator for its CA and name that", err)
+
+    def test_a_ca_of_the_users(self):
+        Path("ca.pem").write_bytes(pki.Authority("wrong").pem + self.root.pem)
+        Path("ca.key").write_bytes(pki.key_pem(self.root.key))
+        own = ("--ca-cert", "ca.pem", "--ca-key", "ca.key")
+        self.ensure()
+        self.endpoint.serve(self.old)
+        self.follow()
+        err = self.ensure(*own)[1]
+        self.assertIn("it was not issued by the CA in ca.pem", err)
+        self.assertEqual(self.published().bundle, self.root.pem)
+        self.assertRegex(self.ensure(*own)[0], "^nothing to do")
+        Path("ca.key").write_bytes(pki.key_pem(pki.new_key()))
+        self.remove(SECRET)
+        err = self.fails(*own)
+        self.assertIn("ca.pem: no valid certificate belongs to the key in ca.key\n", err)
+        Path("ca.key").write_bytes(b"x")
+        self.assertIn("whook: error: ca.key: no readable key\n", self.fails(*own))
+        Path("ca.key").unlink()
+        self.assertIn("error: cannot read ca.key: No such file or directory", self.fails(*own))
+
+    def fails(self, *argv: str, recovers: bool = False) -> str:
+        """A run that must fail and publish nothing. Returns stderr. With `recovers`, the next run
+        must put everything right."""
+        before = self.bundles(), self.secret(), certs.read_files("webhook-certs")
+        status, out, err = self.program(*argv)
+        self.assertEqual((status, out), (1, ""), err)
+        self.assertRegex(err, r"(^|\n)whook: error: [^\n]+\nwhook: hint: [^\n]+\n$")
+        self.assertEqual(err.count("error: "), 1, err)
+        after = self.bundles(), self.secret(), certs.read_files("webhook-certs")
+        self.assertEqual(after, before, "something was published")
+        if recovers:
+            self.front.reset()
+            self.ensure()
+            self.published()
+        return err
+
+    # ------------------------------------------------------------ when a certificate is due
+
+    def test_why_a_certificate_is_issued(self):
+        good, other = self.root.issue([NAME]), self.root.issue([NAME])
+        expired = self.root.issue([NAME], -3 * DAY, -DAY)
+        late = self.root.issue([NAME], -20 * DAY, 5 * DAY)
+        cases = [
+            (pki.Pair(good.cert_pem, other.key_pem), "the certificate does not belong to the key"),
+            (pki.Pair(b"junk", good.key_pem), "the certificate or the key cannot be read"),
+            (pki.Pair(good.cert_pem, b""), "one of tls.crt, tls.key, ca.crt is missing"),
+            (self.root.issue(["x.y"]), f"the certificate does not name {NAME}"),
+            (expired, f"the certificate is valid only {certs.span(expired.certificate)}"),
+            (late, "less than a third of its life is left: the certificate is valid only "),
+            (pki.Authority("x").issue([NAME]), "the certificate does not verify: "),
+            (self.root.issue([NAME], key=pki.new_key("rsa")), "the key is rsa-2048, not ecdsa-p256"),
+        ]
+        for issued, reason in cases:
+            with self.subTest(reason):
+                self.set_secret(issued, self.root.pem)
+                steps = self.ensure("--dry-run")[0]
+                what = "secret whook/whook-certs: issue and write a certificate: "
+                self.assertTrue(steps.startswith(what + reason), steps)
+        for signer in "a.b/c", None:
+            self.set_secret(good, self.root.pem, signer)
+            steps = self.ensure("--dry-run")[0]
+            self.assertIn(f"it was issued by {signer or 'an unknown signer'}\n", steps)
+        self.set_secret(good, self.root.pem)
+        self.assertNotIn("issue and write", self.ensure("--dry-run")[0])
+        self.assertIn("--renew asks for it", self.ensure("--dry-run", "--renew")[0])
+
+    def test_dry_run_writes_nothing(self):
+        before = self.bundles()
+        out, err = self.ensure("--dry-run")
+        self.assertEqual(err, "")
+        self.assertEqual(
+            out,
+            "secret whook/whook-certs: issue and write a certificate: there is none\n"
+            "mutatingwebhookconfiguration whook, webhook mutate.whook.local: write caBundle\n"
+            "mutatingwebhookconfiguration whook, webhook labels.whook.local: write caBundle\n"
+            "validatingwebhookconfiguration whook, webhook validate.whook.local: write caBundle\n"
+            "webhook-certs: write ca.pem, server-key.pem, server-cert.pem\n",
+        )
+        self.assertEqual((self.writes(), self.bundles(), self.secret()), ([], before, None))
+        self.assertEqual(list(self.folder.iterdir()), [])
+
+    def test_files_alone_are_written_again_or_left_out(self):
+        self.ensure("--cert-dir", "")
+        self.assertEqual(list(self.folder.iterdir()), [])
+        self.front.reset()
+        err = self.ensure()[1]
+        self.assertEqual(self.writes(), [])
+        self.assertIn("webhook-certs: ca.pem, server-key.pem, server-cert.pem written", err)
+        self.assertEqual(certs.read_files("webhook-certs"), self.published())
+
+    # ------------------------------------------------------------ without a gap
+
+    def start_old(self) -> None:
+        """A cluster in service: Secret, files, caBundle and endpoint agree."""
+        self.set_secret(self.old, self.root.pem)
+        self.set_bundles(self.root.pem)
+        certs.write_files("webhook-certs", pair_of(self.old, self.root.pem))
+        self.change(f"{MUTATING}/whook", lambda m: m["webhooks"][1]["clientConfig"].pop("caBundle"))
+
+    def watch_for_gaps(self) -> list[str]:
+        """At every request: does each bundle verify what the endpoint serves right now?"""
+        gaps: list[str] = []
+
+        def look(call, proceed):
+            answer = proceed()
+            self.front.on(call.method, ".", look)
+            for name, bundle in self.bundles().items():
+                try:
+                    if bundle and not certs.dial(self.endpoint.address, NAME, bundle):
+                        gaps.append(f"{name} unanswered")
+                except ssl.SSLCertVerificationError as error:
+                    gaps.append(f"{call.method} {call.path}: {name}: {error.verify_message}")
+            return answer
+
+        for method in "GET", "PATCH":
+            self.front.on(method, ".", look)
+        return gaps
+
+    def test_renewal_without_a_gap(self):
+        self.start_old()
+        self.follow(delay=3)
+        gaps = self.watch_for_gaps()
+        err = self.ensure("--renew")[1]
+        self.assertEqual(gaps, [])
+        self.assertNotEqual(self.published().chain, self.old.cert_pem)
+        lines = [line for line in err.splitlines() if re.search("caBundle of|written|endp", line)]
+        webhooks = "mutate.whook.local, labels.whook.local"
+        expected = [
+            f"mutatingwebhookconfiguration whook: caBundle of {webhooks}: 2 CAs",
+            "validatingwebhookconfiguration whook: caBundle of validate.whook.local: 2 CAs",
+            "webhook-certs: ca.pem, server-key.pem, server-cert.pem written",
+            "secret whook/whook-certs: written",
+            r"endpoints: all 1 serve the certificate, waited \d\.\d s",
+            f"mutatingwebhookconfiguration whook: caBundle of {webhooks}: 1 CA",
+            "validatingwebhookconfiguration whook: caBundle of validate.whook.local: 1 CA",
+        ]
+        for line, pattern in zip(lines, expected, strict=True):
+            self.assertRegex(line, f"^{pattern}$")
+
+    def test_an_endpoint_that_is_late_leaves_the_bundle_wide(self):
+        self.start_old()
+        out, err = self.ensure("--renew", "--timeout", "1")
+        host, port = self.endpoint.address
+        self.assertIn(f"\nendpoints: not yet serving the certificate: {host}:{port}\n", err)
+        wide = "caBundle still holds the old CAs, so no call fails; a later run takes them out\n"
+        self.assertTrue(out.endswith(wide), out)
+        pair = certs.secret_pair(self.secret())
+        for name, bundle in self.bundles().items():
+            if name != "other.whook.local":
+                self.assertEqual(bundle, self.root.pem + pair.bundle)
+        self.endpoint.serve(pki.Pair(pair.chain, pair.key))
+        self.front.reset()
+        self.ensure()
+        self.assertEqual(self.published(), pair)
+        self.assertEqual([w.split()[0] for w in self.writes()], ["PATCH", "PATCH"])
+
+    def test_endpoints_out_of_reach_or_not_ready(self):
+        self.start_old()
+        self.endpoint.close()
+        self.change(f"{SLICES}/whook", lambda m: m["endpoints"].pop(1))
+        out, err = self.ensure("--renew")
+        host, port = self.endpoint.address
+        self.assertIn(f"endpoints: {host}:{port} cannot be reached from here\n", err)
+        self.assertIn("a later run takes them out", out)
+        self.change(f"{SLICES}/whook", lambda m: m["endpoints"][0]["conditions"].update(ready=False))
+        out, err = self.ensure()
+        self.assertIn("endpoints: none is ready\n", err)
+        self.assertIn("a later run takes them out", out)
+
+    def test_expired_duplicate_and_broken_anchors_are_dropped(self):
+        self.start_old()
+        dead = pki.Authority("dead", -3 * DAY, -DAY)
+        self.set_bundles(dead.pem + self.root.pem + b"junk\n" + self.root.pem)
+        self.change(f"{MUTATING}/whook", lambda m: m["webhooks"][1]["clientConfig"].pop("caBundle"))
+        self.ensure()
+        self.assertEqual(self.published(), pair_of(self.old, self.root.pem))
+
+    def test_a_wiped_bundle_comes_back(self):
+        """As after a `kubectl apply` by a tool that owns every field, or a fresh manifest."""
+        self.ensure()
+        self.remove(f"{MUTATING}/whook")
+        manifest = fixtures(*self.endpoint.address)[MUTATING]
+        self.front.ask("POST", MUTATING, manifest)
+        before = self.secret()
+        self.ensure()
+        self.published()
+        self.assertEqual(self.secret()["data"], before["data"])
+
+    def test_another_owner_is_respected(self):
+        hint = "whook: hint: let it do its work, or take it away there; --force writes over it\n"
+        for annotation in "cert-manager.io/inject-ca-from", (
+            "service.beta.openshift.io/inject-cabundle"
+        ):
+            with self.subTest(annotation):
+                edit = {"annotations": {annotation: "true"}}
+                self.change(f"{VALIDATING}/whook", lambda m, edit=edit: m["metadata"].update(edit))
+                self.assertEqual(
+                    self.fails(),
+                    "whook: error: validatingwebhookconfiguration whook: caBundle is kept by the "
+                    f"injector that annotation {annotation} calls\n{hint}",
+                )
+        self.ensure("--force")
+        self.published()
+
+    def test_another_field_manager_is_respected(self):
+        self.own_bundle("cainjector")
+        err = self.fails()
+        self.assertIn('caBundle is kept by field manager "cainjector"\n', err)
+        self.ensure("--force")
+        self.published()
+
+    def test_what_kubectl_wrote_is_taken_over(self):
+        self.own_bundle("kubectl-client-side-apply")
+        self.ensure()
+        pair = certs.secret_pair(self.secret())
+        self.assertIn(pair.bundle, self.bundles()["mutate.whook.local"])
+
+    def own_bundle(self, manager: str) -> None:
+        """As if `manager` had written one caBundle."""
+        bundle = base64.b64encode(self.root.pem).decode()
+        fields = {'k:{"name":"mutate.whook.local"}': {"f:clientConfig": {"f:caBundle": {}}}}
+        entry = {
+            "manager": manager,
+            "operation": "Update",
+            "apiVersion": "admissionregistration.k8s.io/v1",
+            "fieldsType": "FieldsV1",
+            "fieldsV1": {"f:webhooks": fields},
+        }
+
+        def edit(manifest: dict) -> None:
+            manifest["webhooks"][0]["clientConfig"]["caBundle"] = bundle
+            manifest["metadata"]["managedFields"] = [entry]
+
+        self.change(f"{MUTATING}/whook", edit)
+
+    # ------------------------------------------------------------ faults of the signing request
+
+    def answer_with(self, edit):
+        """A rule's action: the backend's answer, edited."""
+
+        def action(call, proceed):
+            status, answer = proceed()
+            edit(answer)
+            return status, answer
+
+        return action
+
+    def first(self, work):
+        """A rule's action: do something behind the program's back, then go on."""
+
+        def action(call, proceed):
+            work(call.path)
+            return proceed()
+
+        return action
+
+    def condition(self, kind: str):
+        """Deny or fail the request at this path, as an approver or a signer would."""
+
+        def work(path: str) -> None:
+            path = re.sub("/(approval|status)$", "", path)
+            request = self.front.ask("GET", path)
+            condition = {"type": kind, "status": "True", "reason": "Because", "message": "a\nb"}
+            status = {"conditions": [*request["status"].get("conditions", []), condition]}
+            part = "approval" if kind == "Denied" else "status"
+            self.front.ask("PUT", f"{path}/{part}", {**request, "status": status})
+
+        return work
+
+    def replace_request(self, path: str) -> None:
+        """Somebody else's request under the name of ours."""
+        request = self.front.ask("GET", path)
+        self.front.ask("DELETE", path)
+        key = pki.new_key()
+        builder = x509.CertificateSigningRequestBuilder(x509.Name([]))
+        csr = builder.sign(key, certs.hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+        spec = {"signerName": request["spec"]["signerName"], "usages": ["server auth"]}
+        spec["request"] = base64.b64encode(csr).decode()
+        metadata = {"name": request["metadata"]["name"]}
+        self.front.ask("POST", CSRS, {**request, "metadata": metadata, "spec": spec, "status": {}})
+
+    def test_a_request_that_is_not_ours_any_more(self):
+        item = rf"{CSRS}/[\w-]+"
+        replaced = self.first(self.replace_request)
+        cases = [
+            ("GET", item, replaced, "was replaced by another of the same name"),
+            ("GET", item, self.first(self.remove), "was deleted before its certificate was issued"),
+            ("GET", item, self.first(self.condition("Denied")), ": Denied: Because: a\\nb"),
+            ("PUT", f"{item}/status", self.first(self.condition("Failed")), ": Failed: Because: "),
+            ("POST", f"{CSRS}[?]", self.tampered("request"), ": spec.request is not what was post"),
+        ]
+        cases += [
+            ("GET", item, self.tampered(field), f": spec.{field} is not what was posted")
+            for field in ("request", "usages", "signerName", "username")
+        ]
+        for method, pattern, action, message in cases:
+            with self.subTest(method=method, message=message):
+                self.front.on(method, pattern, action)
+                err = self.fails(recovers=True)
+                self.assertIn(message, err)
+                for line in err.splitlines():
+                    if "replaced" in message or "spec." in message:
+                        self.assertNotIn("approved", line.removesuffix("nothing was approved"))
+                self.clear()
+                for collection, manifest in fixtures(*self.endpoint.address).items():
+                    self.front.ask("POST", collection, manifest)
+                for file in Path("webhook-certs").iterdir():
+                    file.unlink()
+
+    def tampered(self, field: str):
+        other = base64.b64encode(b"other").decode()
+        value = ["client auth"] if field == "usages" else other
+        return self.answer_with(lambda answer: answer["spec"].update({field: value}))
+
+    def test_replaced_between_read_and_approval(self):
+        """The PUT carries uid and resourceVersion, so it cannot hit another request."""
+        replaced = self.first(lambda path: self.replace_request(path.removesuffix("/approval")))
+        self.front.on("PUT", "/approval", replaced)
+        self.assertIn("was replaced by another of the same name", self.fails(recovers=True))
+
+    def test_what_a_signer_gets_wrong(self):
+        root, key = self.root, pki.new_key()
+        cases = [
+            (lambda csr: root.issue([NAME], key=key), "the certificate does not belong to the key"),
+            (
+                lambda csr: root.issue(["x.y"], public_key=csr.public_key()),
+                f"the certificate does not name {NAME}",
+            ),
+            (
+                lambda csr: root.issue([NAME], -3 * DAY, -DAY, public_key=csr.public_key()),
+                "the certificate is valid only from ",
+            ),
+        ]
+        for issue, message in cases:
+            with self.subTest(message):
+                self.signs(issue)
+                err = self.fails("--signer-name", OTHER_SIGNER)
+                self.assertIn(f"what {OTHER_SIGNER} issued is no use: {message}", err)
+        self.signs(lambda csr: root.issue([NAME], client=True, public_key=csr.public_key()))
+        Path("ca.pem").write_bytes(root.pem)
+        err = self.fails("--signer-name", OTHER_SIGNER, "--ca-cert", "ca.pem")
+        self.assertIn("no known CA verifies the certificate; tried: CN=test root (--ca-cert)", err)
+
+    def test_no_signer_takes_it(self):
+        err = self.fails("--signer-name", OTHER_SIGNER, "--timeout", "1", recovers=True)
+        self.assertIn(f": approved, but {OTHER_SIGNER} signed nothing within 1 s\n", err)
+        self.assertIn(f"does a signer run under that name? EKS has {'beta.eks.amazonaws.com'}", err)
+
+    def test_the_subject_that_kubelet_serving_demands(self):
+        wrong = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "whook")])
+        original = x509.CertificateSigningRequestBuilder
+        with mock.patch.object(
+            x509, "CertificateSigningRequestBuilder", lambda subject: original(wrong)
+        ):
+            err = self.fails("--signer-name", certs.KUBELET_SIGNER, recovers=True)
+        self.assertIn(": Failed: SignerValidationFailure: ", err)
+
+    def test_a_request_that_cannot_be_deleted_is_left(self):
+        self.front.on("DELETE", CSRS, forbidden("delete", "certificatesigningrequests"))
+        err = self.ensure()[1]
+        self.assertRegex(err, r"certificatesigningrequest whook-\w+: left behind: .*cannot delete")
+        self.published()
+        self.assertEqual(len(self.requests()), 1)
+
+    # ------------------------------------------------------------ conflicts and other faults
+
+    def test_conflicts_are_settled(self):
+        for method, pattern in (
+            ("PUT", "/approval"),
+            ("PUT", r"certificatesigningrequests/.*/status"),
+            ("PATCH", MUTATING),
+            ("POST", "/secrets[?]$"),
+        ):
+            with self.subTest(method + pattern):
+                self.front.on(method, pattern, refuse(409, "the object has been modified"), 2)
+                self.remove(SECRET)
+                self.ensure()
+                self.assertEqual([rule[3] for rule in self.front.rules], [0])
+                self.front.reset()
+
+    def test_a_conflict_that_stays_ends_with_the_deadline(self):
+        self.front.on("PUT", "/approval", refuse(409, "the object has been modified"), 9999)
+        err = self.fails("--timeout", "1", recovers=True)
+        self.assertIn("whook: error: the object has been modified\n", err)
+
+    def test_a_secret_that_another_run_wrote(self):
+        self.start_old()
+        theirs = pki.Authority("theirs")
+        race = self.first(lambda _: self.set_secret(theirs.issue([NAME]), theirs.pem))
+        self.front.on("PATCH", VALIDATING, race)
+        self.follow()
+        status, out, err = self.program("--renew")
+        self.assertEqual((status, out), (1, ""))
+        self.assertIn("error: secret whook/whook-certs: changed since this run began\n", err)
+        self.assertEqual(certs.secret_pair(self.secret()).bundle, theirs.pem)
+        self.ensure("--renew")
+        self.published()
+
+    def test_the_ca_of_a_run_at_the_same_time_stays(self):
+        """Narrowing takes out what was stale at the start, not what came since."""
+        self.start_old()
+        theirs = pki.Authority("theirs")
+
+        def widen(_: str) -> None:
+            bundle = self.bundles()["validate.whook.local"]
+            encoded = base64.b64encode(bundle + theirs.pem).decode()
+            self.change(
+                f"{VALIDATING}/whook",
+                lambda m: m["webhooks"][0]["clientConfig"].update(caBundle=encoded),
+            )
+
+        self.front.on("PUT", "/secrets/whook-certs[?]$", self.first(widen))
+        self.follow()
+        with contextlib.suppress(AssertionError):
+            self.ensure("--renew", "--force")
+        pair = certs.secret_pair(self.secret())
+        self.assertEqual(self.bundles()["validate.whook.local"], pair.bundle + theirs.pem)
+
+    def test_missing_namespace(self):
+        for collection in MUTATING, VALIDATING:
+
+            def elsewhere(manifest: dict) -> None:
+                for one in manifest["webhooks"]:
+                    one["clientConfig"]["service"]["namespace"] = "absent"
+
+            self.change(f"{collection}/whook", elsewhere)
+        status, _, err = self.program("--namespace", "absent")
+        self.assertEqual(status, 1)
+        self.assertRegex(err, 'error: namespaces? "absent" not found\n')
+        self.assertIn("whook: hint: kubectl apply -f manifests/ makes what whook needs\n", err)
+        self.assertNotIn("posted", err)
+
+    def test_missing_configuration(self):
+        for collection in MUTATING, VALIDATING:
+            self.remove(f"{collection}/whook")
+        status, _, err = self.program()
+        self.assertEqual(
+            (status, err),
+            (
+                1,
+                'whook: error: no webhook configuration "whook" points at service whook/whook\n'
+                "whook: hint: kubectl apply -f manifests/ makes it; or see "
+                "--webhook-configuration and --service\n",
+            ),
+        )
+
+    def test_a_configuration_that_goes_away_is_not_made(self):
+        self.front.on("PATCH", MUTATING, self.first(self.remove))
+        status, _, err = self.program("--timeout", "2")
+        self.assertEqual(status, 1)
+        self.assertIn("mutatingwebhookconfiguration", err)
+        with self.assertRaises(Refusal):
+            self.front.ask("GET", f"{MUTATING}/whook")
+
+    def test_a_secret_of_another_type(self):
+        secret = self.set_secret(self.old, self.root.pem)
+        self.remove(SECRET)
+        metadata = {"name": "whook-certs"}
+        secret = {**secret, "metadata": metadata, "type": "Opaque"}
+        self.front.ask("POST", SECRET.rpartition("/")[0], secret)
+        self.assertEqual(
+            self.fails(),
+            "whook: error: secret whook/whook-certs: type Opaque, not kubernetes.io/tls\nwhook: "
+            "hint: its type can't be changed: kubectl -n whook delete secret whook-certs\n",
+        )
+
+    def test_forbidden(self):
+        cases = [
+            ("POST", f"{CSRS}[?]", "create", "certificatesigningrequests"),
+            ("PUT", "/approval", "update", "certificatesigningrequests/approval"),
+            ("PUT", f"{CSRS}/.*/status", "update", "certificatesigningrequests/status"),
+            ("GET", MUTATING, "get", "mutatingwebhookconfigurations"),
+            ("GET", "/secrets", "get", "secrets"),
+            ("POST", "/secrets", "create", "secrets"),
+            ("PATCH", MUTATING, "patch", "mutatingwebhookconfigurations"),
+        ]
+        for method, pattern, verb, resource in cases:
+            with self.subTest(verb + resource):
+                self.front.on(method, pattern, forbidden(verb, resource))
+                err = self.fails(recovers=True)
+                self.assertIn(f'error: User "joe" cannot {verb} resource "{resource}" in API', err)
+                hint = f'resources: ["{resource}"], verbs: ["{verb}"]\n'
+                self.assertTrue(err.endswith(hint), err)
+                self.clear()
+                for collection, manifest in fixtures(*self.endpoint.address).items():
+                    self.front.ask("POST", collection, manifest)
+                for file in Path("webhook-certs").iterdir():
+                    file.unlink()
+
+    def test_answers_that_are_no_answer(self):
+        cases = [
+            (lambda call, proceed: (500, b"<html>"), "cannot get mutating.* whook: HTTP status 500"),
+            (lambda call, proceed: (200, b"<html>"), "no answer from the API server at https:.*"),
+            (refuse(401, "Unauthorized"), "Unauthorized"),
+            (refuse(500, "etcd is sad\x1b[2J"), r"etcd is sad\\x1b\[2J"),
+        ]
+        for action, message in cases:
+            with self.subTest(message):
+                self.front.on("GET", MUTATING, action)
+                self.assertRegex(self.fails(), f"^whook: error: {message}\nwhook: hint: ")
+
+    def test_a_folder_that_cannot_be_written_stops_it_before_anything_is_made(self):
+        Path("file").touch()
+        err = self.fails("--cert-dir", "file/below")
+        self.assertIn("error: cannot write to file/below: Not a directory\n", err)
+        self.assertEqual(self.requests(), [])
+
+    # ------------------------------------------------------------ ca-bundle
+
+    def test_ca_bundle(self):
+        self.ensure()
+        encoded = base64.b64encode(self.published().bundle).decode()
+        manifest = """\
+# a comment
+a: &x {clientConfig: {service: {name: whook, namespace: whook}, caBundle: old}}
+b: [*x, {clientConfig: {url: "https://a.b"}}, {clientConfig: {service: {name: o, namespace: whook}}}]
+yes: 'yes'
+time: 12:30:45
+date: 2026-01-01
+octal: 0644
+empty: ~
+text: |
+  two
+  lines
+---
+caBundle: ${CA_BUNDLE}
+"""
+        status, out, err = self.program("ca-bundle", stdin=manifest.encode())
+        self.assertEqual((status, err), (0, ""))
+        before, after = (
+            list(yaml.load_all(text, yaml.BaseLoader))  # noqa: S506 - every scalar as written
+            for text in (manifest.replace("${CA_BUNDLE}", encoded), out)
+        )
+        before[0]["a"]["clientConfig"]["caBundle"] = encoded
+        self.assertEqual(after, before)
+        for line in "time: 12:30:45", "date: 2026-01-01", "octal: 0644", "yes: 'yes'", "empty: ~":
+            self.assertIn(f"\n{line}\n", out)
+
+    def test_ca_bundle_for_what_is_deployed(self):
+        self.ensure()
+        pair = self.published()
+        manifests = [*fixtures(*self.endpoint.address).values()]
+        text = json.dumps({"apiVersion": "v1", "kind": "List", "items": manifests}, indent=2)
+        out = self.program("ca-bundle", stdin=text.encode())[1]
+        for item in yaml.safe_load(out)["items"]:
+            for one in item.get("webhooks", []):
+                bundle = base64.b64decode(one["clientConfig"].get("caBundle", ""))
+                ours = one["clientConfig"]["service"]["name"] == "whook"
+                self.assertEqual(bundle, pair.bundle if ours else b"")
+
+    def test_ca_bundle_faults(self):
+        mine = b"clientConfig: {service: {name: whook, namespace: whook}}"
+        cases = [
+            (mine, "secret whook/whook-certs: holds no certificate yet"),
+            (b"a: b", "no webhook for service whook/whook on stdin"),
+            (b"", "no webhook for service whook/whook on stdin"),
+            (b"a: [", "stdin is no YAML manifest: "),
+            (b"\xff\xfe\xfa", "stdin is no YAML manifest: "),
+            (b"[" * 100_000, "stdin is no YAML manifest: "),
+            (b"clientConfig: 5", "no webhook for service whook/whook on stdin"),
+            (b"clientConfig: {service: 5}", "no webhook for service whook/whook on stdin"),
+            (b"&a [*a]", "no webhook for service whook/whook on stdin"),
+        ]
+        for source, message in cases:
+            with self.subTest(source[:20]):
+                status, out, err = self.program("ca-bundle", stdin=source)
+                self.assertEqual((status, out), (1, ""))
+                self.assertIn(f"whook: error: {message}", err)
+                self.assertEqual(len(err.splitlines()), 2, err)
+            if source is mine:
+                self.ensure()
+
+    # ------------------------------------------------------------ check
+
+    def green(self) -> None:
+        """A cluster with nothing to complain about."""
+        self.start_old()
+        labels = {"kubernetes.io/metadata.name": "shop", "whook": "enabled"}
+        shop = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}}
+        with contextlib.suppress(Refusal):
+            shop["metadata"]["labels"] = labels
+            self.front.ask("POST", "/api/v1/namespaces", shop)
+
+    def findings(self) -> tuple[int, list[dict]]:
+        status, out, err = self.program("check", "--output", "json")
+        self.assertEqual(err, "")
+        return status, json.loads(out)
+
+    def test_check_green(self):
+        self.green()
+        status, found = self.findings()
+        self.assertEqual((status, [f for f in found if f["status"] == "error"]), (0, []))
+        host, port = self.endpoint.address
+        text = self.program("check")[1]
+        for line in (
+            "ok       permissions: all 15 that a renewal needs\n",
+            f"ok       secret whook/whook-certs: certificate valid {certs.span(self.old.certificate)}\n",
+            "ok       webhook mutate.whook.local: trusts secret whook/whook-certs\n",
+            f"ok       endpoint {host}:{port}: serves the secret's certificate\n",
+        ):
+            self.assertIn(line, text)
+
+    def test_check_red(self):
+        expired = self.root.issue([NAME], -3 * DAY, -DAY)
+        late = self.root.issue([NAME], -20 * DAY, 5 * DAY)
+        foreign = pki.Authority("foreign")
+
+        def configure(**change: object):
+            return lambda: self.change(
+                f"{MUTATING}/whook",
+                lambda m: m["webhooks"][0]["clientConfig"]["service"].update(change),
+            )
+
+        def keys() -> None:
+            data = self.set_secret(self.old, self.root.pem)["data"]
+            self.change(SECRET, lambda m: m["data"].update({"tls.key": data["tls.crt"]}))
+
+        def slices(edit):
+            return lambda: self.change(f"{SLICES}/whook", edit)
+
+        again, service = "python certs.py", "/api/v1/namespaces/whook/services/whook"
+        cases = [
+            (lambda: self.set_bundles(foreign.pem), "its caBundle does not fit secret", again),
+            (lambda: self.set_bundles(b""), "caBundle holds no valid CA (0 PEM blocks", again),
+            (
+                lambda: self.set_bundles(pki.Authority("x", -3 * DAY, -DAY).pem),
+                "caBundle holds no valid CA (1 PEM blocks, 1 expired)",
+                again,
+            ),
+            (lambda: self.set_secret(expired, self.root.pem), "the certificate is valid on", again),
+            (lambda: self.set_secret(late, self.root.pem), "less than a third of its lif", again),
+            (
+                lambda: self.set_secret(self.root.issue(["x.y"]), self.root.pem),
+                f"the certificate does not name {NAME}",
+                again,
+            ),
+            (keys, "the certificate or the key cannot be read", again),
+            (lambda: self.remove(SECRET), "does not exist", again),
+            (
+                slices(lambda m: m["endpoints"][0]["conditions"].update(ready=False)),
+                "service whook/whook has no ready endpoint",
+                "kubectl -n whook get pods",
+            ),
+            (
+                slices(lambda m: m["ports"][0].update(name="other")),
+                "service whook/whook has no ready endpoint",
+                "kubectl -n whook get pods",
+            ),
+            (
+                lambda: self.endpoint.serve(foreign.issue([NAME])),
+                "serves another certificate than the secret's, one that is not trusted",
+                "kubectl -n whook rollout restart deployment whook",
+            ),
+            (lambda: self.remove(service), "service whook/whook does not exist", "kubectl apply"),
+            (
+                configure(port=444),
+                "port 444 is none of the service's ports [443]",
+                "set clientConfig.service.port to its port",
+            ),
+            (
+                configure(path="/mutates"),
+                "whook has no path /mutates",
+                "set clientConfig.service.path to /mutate or /validate, alone or with /NAME",
+            ),
+        ]
+        for damage, message, fix in cases:
+            with self.subTest(message):
+                self.tearDown()
+                self.setUp()
+                self.green()
+                self.assertEqual(self.findings()[0], 0)
+                damage()
+                status, found = self.findings()
+                self.assertEqual(status, 1)
+                wrong = [f for f in found if f["status"] == "error" and message in f["message"]]
+                self.assertTrue(wrong, found)
+                self.assertTrue(wrong[0]["fix"].startswith(fix), wrong)
+                if fix == again:
+                    self.follow()
+                    self.ensure()
+                    self.assertEqual(self.findings()[0], 0, "the fix did not mend it")
+
+    def test_check_warnings(self):
+        self.green()
+        self.endpoint.serve(self.root.issue([NAME]))
+        self.set_bundles(self.root.pem + pki.Authority("x", -3 * DAY, -DAY).pem + b"-----BEGIN X")
+        unselective = {"namespaceSelector": {}}
+        self.change(f"{MUTATING}/whook", lambda m: m["webhooks"][0].update(unselective))
+        nobody = {"namespaceSelector": {"matchLabels": {"whook": "never"}}}
+        self.change(f"{VALIDATING}/whook", lambda m: m["webhooks"][0].update(nobody))
+        status, found = self.findings()
+        warnings = [f"{f['message']}: {f['fix']}" for f in found if f["status"] == "warning"]
+        self.assertEqual(status, 0, found)
+        for start in (
+            "serves another certificate than the secret's, one that is still trusted: kubectl",
+            "caBundle: 1 expired, 1 unreadable of 3: python certs.py",
+            "namespace whook is not excluded, so whook could lock itself out: add to namespaceSel",
+            "selects no namespace: kubectl label namespace default whook=enabled",
+        ):
+            self.assertTrue([w for w in warnings if w.startswith(start)], warnings)
+
+    def test_check_of_nothing(self):
+        self.clear()
+        status, found = self.findings()
+        self.assertEqual(status, 1)
+        messages = [f"{f['status']} {f['subject']}: {f['message']}" for f in found]
+        self.assertIn(
+            'error configurations: no webhook configuration "whook" points at service whook/whook',
+            messages,
+        )
+        self.assertIn("error secret whook/whook-certs: does not exist", messages)
+        self.assertEqual(len(messages), len(set(messages)), "a finding stands there twice")
+
+
+def refuse(status: int, message: str):
+    """A rule's action: the API server refuses."""
+    return lambda call, proceed: Refusal(status, "", message).answer
+
+
+def forbidden(verb: str, resource: str):
+    group = certs.GROUPS.get(resource.partition("/")[0], "")
+    where = ' in the namespace "whook"' if resource in certs.NAMESPACED else " at the cluster scope"
+    message = f'User "joe" cannot {verb} resource "{resource}" in API group "{group}"{where}'
+    return refuse(403, message)
+
+
+class StandIn(Cases):
+    """The cases against the stand-in."""
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        cls.front = cls.enterClassContext(Front(Memory()))
+        cls.address = "127.0.0.1"
+        super().setUpClass()
+
+
+class RealCluster(Cases):
+    """The cases against a real control plane, and what only that can show."""
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        if reason := controlplane.missing():
+            raise unittest.SkipTest(reason)
+        cls.address = cls.enterClassContext(controlplane.network_namespace())
+        cls.plane = cls.enterClassContext(controlplane.ControlPlane())
+        cls.front = cls.enterClassContext(Front(Relay(cls.plane)))
+        super().setUpClass()
+
+
+del Cases  # a mixin: not to be collected by itself
+
+if __name__ == "__main__":
+    unittest.main()
