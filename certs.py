@@ -1396,8 +1396,11 @@ def fill(config: Any, encoded: str, arguments: argparse.Namespace) -> bool:
     """Set caBundle in a clientConfig node if it is for our Service."""
     import yaml
 
-    fields = {key.value: value for key, value in config.value}
-    service = {key.value: value.value for key, value in getattr(fields.get("service"), "value", [])}
+    def fields(node: Any) -> Json:
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        return {key.value: value for key, value in pairs}
+
+    service = {key: value.value for key, value in fields(fields(config).get("service")).items()}
     if (service.get("namespace"), service.get("name")) != (arguments.namespace, arguments.service):
         return False
     kept = [(key, value) for key, value in config.value if key.value != "caBundle"]

@@ -124,9 +124,10 @@ class Front:
     def reset(self) -> None:
         self.rules, self.calls = [], []
 
-    def ask(self, method: str, path: str, body=None, user: str = "admin", **options):
+    def ask(self, method: str, path: str, body=None, manager: str = "kubectl-edit"):
         """A request of the test's own, past the rules. Returns the object; Refusal is raised."""
-        call = Call(method, path, {}, body, user, raw=json.dumps(body).encode(), **options)
+        query = {"fieldManager": manager} if method != "GET" and method != "DELETE" else {}
+        call = Call(method, path, query, body, "admin", raw=json.dumps(body).encode())
         status, answer = self.backend.answer(call)
         if status >= 400:
             raise Refusal(status, answer.get("reason"), answer.get("message"))
@@ -152,6 +153,7 @@ class Front:
 
 class FrontHandler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # head and body in one write, or each answer waits 40 ms for an acknowledgement
     front: Front
 
     def handle_any(self) -> None:
@@ -275,6 +277,7 @@ class Memory:
             new = {**old, "metadata": {**old["metadata"]}, "status": new["status"]}
         if subresource == "approval":
             self.sign(new)
+        own(new, changed_bundles(old, new), call, "Update")
         return self.store(path, new, call)
 
     def compare(self, old: dict, metadata: dict) -> None:
@@ -288,15 +291,10 @@ class Memory:
             raise Refusal(415, "UnsupportedMediaType", "only server-side apply")
         old, new = self.stored(path), copy.deepcopy(self.stored(path))
         self.compare(old, call.body["metadata"])
-        owned = {}
         for applied in call.body["webhooks"]:
             webhook = next(w for w in new["webhooks"] if w["name"] == applied["name"])
             webhook["clientConfig"].update(applied["clientConfig"])
-            owned[f'k:{{"name":"{applied["name"]}"}}'] = {"f:clientConfig": {"f:caBundle": {}}}
-        manager = call.query["fieldManager"]
-        entry = {"manager": manager, "operation": "Apply", "fieldsV1": {"f:webhooks": owned}}
-        others = [e for e in new["metadata"].get("managedFields", []) if e["manager"] != manager]
-        new["metadata"]["managedFields"] = [*others, entry]
+        own(new, [webhook["name"] for webhook in call.body["webhooks"]], call, "Apply")
         return self.store(path, new, call)
 
     def delete(self, call: Call, path: str, _) -> dict:
@@ -319,6 +317,25 @@ class Memory:
             names.get_values_for_type(x509.DNSName), public_key=csr.public_key()
         )
         request["status"]["certificate"] = base64.b64encode(pair.cert_pem).decode()
+
+
+def changed_bundles(old: dict, new: dict) -> list[str]:
+    before, after = (
+        {w["name"]: w["clientConfig"].get("caBundle") for w in one.get("webhooks", [])}
+        for one in (old, new)
+    )
+    return [name for name in after if after[name] != before.get(name)]
+
+
+def own(manifest: dict, names: list[str], call: Call, operation: str) -> None:
+    """Note in managedFields that the caller set the caBundle of these webhooks."""
+    if not names:
+        return
+    manager, metadata = call.query.get("fieldManager", "unknown"), manifest["metadata"]
+    fields = {f'k:{{"name":"{n}"}}': {"f:clientConfig": {"f:caBundle": {}}} for n in names}
+    entry = {"manager": manager, "operation": operation, "fieldsV1": {"f:webhooks": fields}}
+    others = [e for e in metadata.get("managedFields", []) if e["manager"] != manager]
+    metadata["managedFields"] = [*others, entry]
 
 
 class Endpoint:
