@@ -1079,11 +1079,7 @@ def ensure(arguments: argparse.Namespace) -> None:
 
 
 def carry_out(
-    cluster: Cluster,
-    found: list[Configuration],
-    secret: Json | None,
-    steps: list[str],
-    renew: bool,
+    cluster: Cluster, found: list[Configuration], secret: Json | None, steps: list[str], renew: bool
 ) -> None:
     pair, arguments = secret_pair(secret), cluster.arguments
     for step in steps:
@@ -1315,13 +1311,7 @@ def try_pod(cluster: Cluster, subject: str, namespace: str) -> Finding:
     return Finding("warning", subject, message, fix)
 
 
-CHECKS = (
-    check_permissions,
-    check_configurations,
-    check_secret,
-    check_endpoints,
-    check_namespaces,
-)
+CHECKS = (check_permissions, check_configurations, check_secret, check_endpoints, check_namespaces)
 
 
 def check(arguments: argparse.Namespace) -> int:
