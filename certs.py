@@ -115,11 +115,6 @@ def say(text: str) -> None:
 
 # ---------------------------------------------------------------- keys and certificates
 
-KEY_USAGES = (
-    *("digital_signature", "content_commitment", "key_encipherment", "data_encipherment"),
-    *("key_agreement", "key_cert_sign", "crl_sign", "encipher_only", "decipher_only"),
-)
-
 
 @dataclass(frozen=True, repr=False)  # no repr: a key must not reach a traceback
 class Pair:
@@ -151,16 +146,11 @@ def type_of(key: object) -> str:
     return f"rsa-{key.key_size}" if isinstance(key, rsa.RSAPublicKey) else type(key).__name__
 
 
-def key_pem(key: Any, password: str = "") -> bytes:
-    return cast(
-        bytes,
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.BestAvailableEncryption(password.encode())
-            if password
-            else serialization.NoEncryption(),
-        ),
+def key_pem(key: PrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
     )
 
 
@@ -188,10 +178,12 @@ def names_of(certificate: x509.Certificate) -> set[str]:
 
 
 def skeleton(
-    subject: str, key: PublicKey, until: datetime.datetime, usages: Sequence[str], ca: bool
+    subject: str, key: PublicKey, until: datetime.datetime, ca: bool
 ) -> x509.CertificateBuilder:
     """A certificate with all that RFC 5280 asks for, as Python 3.13's clients do; no issuer yet."""
-    usage = x509.KeyUsage(**{usage: usage in usages for usage in KEY_USAGES})
+    encipher = not ca and isinstance(key, rsa.RSAPublicKey)
+    # digital signature, -, key encipherment, -, -, certificate and revocation list signing, -, -
+    usage = x509.KeyUsage(not ca, False, encipher, False, False, ca, ca, False, False)
     constraint = x509.BasicConstraints(ca=ca, path_length=0 if ca else None)
     return (
         x509.CertificateBuilder()
@@ -209,7 +201,7 @@ def skeleton(
 def new_authority(until: datetime.datetime) -> Authority:
     """A CA for one signature, under a name of its own so that no two are ever confused."""
     key, subject = new_key("ecdsa-p256"), f"whook CA {os.urandom(8).hex()}"
-    builder = skeleton(subject, key.public_key(), until, ["key_cert_sign", "crl_sign"], ca=True)
+    builder = skeleton(subject, key.public_key(), until, ca=True)
     identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key())
     builder = builder.issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject)]))
     return builder.add_extension(identifier, critical=False).sign(key, hashes.SHA256()), key
@@ -220,11 +212,9 @@ def sign(
 ) -> x509.Certificate:
     """A serving certificate that ends no later than its CA."""
     issuer, issuer_key = authority
-    usages = ["digital_signature", "key_encipherment"][: 1 + isinstance(key, rsa.RSAPublicKey)]
-    until = min(until, issuer.not_valid_after_utc)
     server = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
     builder = (
-        skeleton("whook", key, until, usages, ca=False)
+        skeleton("whook", key, min(until, issuer.not_valid_after_utc), ca=False)
         .issuer_name(issuer.subject)
         .add_extension(alternative_name(names), critical=False)
         .add_extension(server, critical=False)
@@ -270,14 +260,14 @@ def client_context(anchors: bytes) -> ssl.SSLContext:
 
 
 def server_context(pair: Pair) -> ssl.SSLContext:
-    """A server with this pair. OpenSSL loads files only: in this one the key is encrypted."""
-    password = os.urandom(32).hex()
-    key = key_pem(serialization.load_pem_private_key(pair.key, None), password)
+    """A server with this pair. OpenSSL reads files only: it gets a private one, in memory where
+    there is such a folder, and a pod with a read-only root has one."""
+    memory = "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: S108 - private below it
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    with tempfile.TemporaryDirectory(prefix="whook-") as folder:
+    with tempfile.TemporaryDirectory(prefix="whook-", dir=memory) as folder:
         path = Path(folder, "pair.pem")
-        path.write_bytes(key + pair.chain)
-        context.load_cert_chain(path, password=password)
+        path.write_bytes(pair.key + pair.chain)
+        context.load_cert_chain(path)
     return context
 
 
@@ -427,6 +417,13 @@ NAMESPACED = ("secrets", "services", "endpointslices", "configmaps", "pods")
 METHODS = {"list": "GET", "create": "POST", "update": "PUT", "patch": "PATCH"}
 
 
+def api_path(resource: str, name: str, namespace: str) -> str:
+    plural, slash, subresource = resource.partition("/")
+    base = f"/apis/{GROUPS[plural]}/v1" if plural in GROUPS else "/api/v1"
+    where = f"/namespaces/{namespace}" if plural in NAMESPACED else ""
+    return f"{base}{where}/{plural}" + f"/{name}" * bool(name) + slash + subresource
+
+
 class Cluster:
     """The API server, spoken to in plain JSON, with one deadline over the whole run."""
 
@@ -459,13 +456,7 @@ class Cluster:
         return float(self.deadline - time.monotonic())
 
     def call(
-        self,
-        verb: str,
-        resource: str,
-        name: str = "",
-        body: object = None,
-        namespace: str = "",
-        **options: Any,
+        self, verb: str, resource: str, name: str = "", body: object = None, **options: Any
     ) -> Json:
         """One request in the words of RBAC: verb, resource ("secrets", "…/approval") and name.
 
@@ -477,24 +468,19 @@ class Cluster:
             body, options["content_type"] = json.dumps(body), "application/apply-patch+yaml"
             options |= {"force_conflicts": True, "field_manager": FIELD_MANAGER}
         options["_request_timeout"] = min(CALL_LIMIT, max(DIAL_LIMIT, self.left()))
-        method, path = METHODS.get(verb, verb.upper()), self.path(resource, name, namespace)
+        namespace = options.pop("namespace", self.arguments.namespace)
+        method, path = METHODS.get(verb, verb.upper()), api_path(resource, name, namespace)
         try:
             answer = self.client.request(method, path, body=body, serialize=False, **options)
             return cast(Json, json.loads(answer.data))
-        except ApiException as error:
-            raise refusal(error.status, error.body, f"{verb} {resource} {name}".strip()) from None
-        except (HTTPError, OSError, ValueError) as error:
-            reason = str(getattr(error, "reason", error)).rpartition(": ")[2]
+        except (ApiException, HTTPError, OSError, ValueError) as error:
+            if status := getattr(error, "status", None):
+                action = f"{verb} {resource} {name}".strip()
+                raise refusal(status, getattr(error, "body", ""), action) from None
+            reason = str(getattr(error, "reason", error)).rpartition("): ")[2]
             hint = "is the cluster up, and is it the one meant? see --kubeconfig and --context"
             message = f"no answer from the API server at {self.host}: {reason}"
             raise Unreachable(message, hint) from None
-
-    def path(self, resource: str, name: str, namespace: str) -> str:
-        plural, slash, subresource = resource.partition("/")
-        base = f"/apis/{GROUPS[plural]}/v1" if plural in GROUPS else "/api/v1"
-        namespace = namespace or self.arguments.namespace
-        where = f"/namespaces/{namespace}" if plural in NAMESPACED else ""
-        return f"{base}{where}/{plural}" + f"/{name}" * bool(name) + slash + subresource
 
     def find(self, resource: str, name: str) -> Json | None:
         """The object, None where there is none."""
@@ -972,7 +958,8 @@ def write_secret(cluster: Cluster, secret: Json | None, pair: Pair, **options: A
 def confirm(cluster: Cluster, found: list[Configuration], pair: Pair) -> bool:
     """Wait until every ready endpoint serves the pair's leaf. False, with the reason said, if not:
     a kubelet takes a minute or two to bring a Secret to its pods, and from outside the cluster
-    their addresses may be out of reach."""
+    their addresses may be out of reach. All the while the pair's CAs are held in caBundle, should
+    a run that began earlier take them out."""
     leaf = pair.leaf.public_bytes(serialization.Encoding.DER)
     addresses: list[Address] = []
     served: list[bytes | None] = []
@@ -980,6 +967,7 @@ def confirm(cluster: Cluster, found: list[Configuration], pair: Pair) -> bool:
 
     def look() -> bool:
         nonlocal addresses, served, silent
+        apply_bundles(cluster, found, lambda current: widened(current, pair))
         addresses = endpoints(cluster, found)
         served = dial_all(cluster, addresses)
         silent = 0 if any(served) else silent + 1
@@ -1014,8 +1002,12 @@ def publish(cluster: Cluster, found: list[Configuration], secret: Json | None, p
     if secret_pair(secret) != pair:
         cluster.settle_conflicts(lambda: write_secret(cluster, secret, pair))
         say(f"{secret_label(cluster)}: written")
-    if stale and not confirm(cluster, found, pair):
+    if not stale:
+        return True
+    if not confirm(cluster, found, pair):
         return False
+    if secret_pair(cluster.find("secrets", cluster.arguments.secret)) != pair:
+        raise Fault(f"{secret_label(cluster)}: another run wrote it meanwhile", "run again")
     apply_bundles(cluster, found, lambda current: narrowed(current, pair, stale))
     return True
 
@@ -1151,7 +1143,9 @@ def check_permissions(cluster: Cluster) -> Iterator[Finding]:
         if not answer["status"]["allowed"]:
             missing.append((verb, resource, name, rule(verb, group, resource, name)))
     for verb, resource, name, fix in missing:
-        yield Finding("warning", "permissions", f"you may not {verb} {resource} {name}", fix)
+        yield Finding(
+            "warning", "permissions", f"you may not {verb} {resource} {name}".strip(), fix
+        )
     if not missing:
         yield Finding("ok", "permissions", f"all {len(rules)} that a renewal needs")
 
@@ -1200,8 +1194,9 @@ def check_secret(cluster: Cluster) -> Iterator[Finding]:
         yield Finding("error", subject, "does not exist", fix)
         return
     if secret["type"] != "kubernetes.io/tls":
-        fix = f"kubectl -n {wanted.namespace} delete secret {wanted.secret}; python certs.py"
-        yield Finding("error", subject, f"type {secret['type']}, not kubernetes.io/tls", fix)
+        delete = f"kubectl -n {wanted.namespace} delete secret {wanted.secret}"
+        message = f"type {secret['type']}, not kubernetes.io/tls"
+        yield Finding("error", subject, message, f"{delete}; {fix}")
     if not pair:
         yield Finding("error", subject, "lacks one of tls.crt, tls.key, ca.crt", fix)
         return
@@ -1528,11 +1523,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return commands[arguments.command](arguments) or 0
     except KeyboardInterrupt:
-        fault = Fault("interrupted", "nothing is half-published; run again")
+        fault = Fault("interrupted", "run again: it goes on from what is there")
     except OSError as error:
-        fault = Fault(
-            f"{error.strerror}: {error.filename or 'temporary files'}", "is the disk full?"
-        )
+        fault = Fault(f"{error.strerror or error}", "is the disk full, or the temporary folder?")
     except Fault as caught:
         fault = caught
     say(f"whook: error: {fault}")

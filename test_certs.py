@@ -12,12 +12,15 @@ import datetime
 import io
 import json
 import os
+import pty
 import re
 import socket
 import ssl
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 import unittest
 from pathlib import Path
 from unittest import mock
@@ -157,19 +160,13 @@ class Certificates(unittest.TestCase):
                 self.assertEqual(bool(flaw), due, flaw)
                 self.assertTrue(not due or flaw.startswith("less than a third of its life is left"))
 
-    def test_no_plain_key_reaches_the_disk_for_the_proof(self):
-        written = []
-        original = Path.write_bytes
-
-        def spy(path: Path, content: bytes) -> int:
-            written.append(content)
-            return original(path, content)
-
+    def test_the_proof_leaves_no_file_behind(self):
         pair = self.made()
-        with mock.patch.object(Path, "write_bytes", spy):
-            certs.server_context(pair)
-        self.assertIn(b"ENCRYPTED PRIVATE KEY", written[0])
-        self.assertNotIn(b"BEGIN PRIVATE KEY", written[0])
+        before = [sorted(os.listdir(folder)) for folder in ("/dev/shm", tempfile.gettempdir())]
+        certs.prove(pair, NAME, pair.bundle)
+        after = [sorted(os.listdir(folder)) for folder in ("/dev/shm", tempfile.gettempdir())]
+        new = {*after[0], *after[1]} - {*before[0], *before[1]}
+        self.assertEqual([name for name in new if name.startswith("whook-")], [])
 
 
 # ---------------------------------------------------------------- files, local
@@ -373,8 +370,9 @@ class CommandLine(InFolder):
                         1,
                         "",
                         f"whook: error: no answer from the API server at {host}: "
-                        "[Errno 111] Connection refused\nwhook: hint: is the cluster up, and is it "
-                        "the one meant? see --kubeconfig and --context\n",
+                        "Failed to establish a new connection: [Errno 111] Connection refused\n"
+                        "whook: hint: is the cluster up, and is it the one meant? see --kubeconfig "
+                        "and --context\n",
                     ),
                 )
 
@@ -484,7 +482,7 @@ class Cases(InFolder):
         """Edit an object as somebody else would, past the rules."""
         manifest = self.front.ask("GET", path)
         edit(manifest)
-        return self.front.ask("PUT", path, manifest, manager)
+        return self.front.ask("PUT", path, manifest, fieldManager=manager)
 
     def program(self, *argv: str, stdin: bytes = b"") -> tuple[int, str, str]:
         words = [*argv] if argv and argv[0] in ("check", "ca-bundle") else ["ensure", *argv]
@@ -1167,6 +1165,48 @@ class Cases(InFolder):
                 self.front.on("GET", MUTATING, action)
                 self.assertRegex(self.fails(), f"^whook: error: {message}\nwhook: hint: ")
 
+    def test_an_api_server_that_the_kubeconfig_does_not_trust(self):
+        config = json.loads(Path(self.kubeconfig).read_text())
+        Path("ca.pem").write_bytes(pki.Authority("another").pem)
+        config["clusters"][0]["cluster"]["certificate-authority"] = str(self.folder / "ca.pem")
+        Path("config").write_text(json.dumps(config))
+        status, _, err = run("--kubeconfig", "config")
+        self.assertEqual(status, 1)
+        self.assertRegex(err, "^whook: error: no answer from the API server at https://127.0.0.1:")
+        self.assertIn("certificate verify failed", err.splitlines()[0])
+
+    def test_in_a_pod(self):
+        """Without a kubeconfig, by the files of the ServiceAccount."""
+        Path("token").write_text("admin")
+        host, port = self.front.server.server_address
+        variables = {"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": str(port)}
+        account = "kubernetes.config.incluster_config.SERVICE_"
+        with (
+            mock.patch(account + "TOKEN_FILENAME", "token"),
+            mock.patch(account + "CERT_FILENAME", str(self.front.folder / "ca.pem")),
+            mock.patch.dict(os.environ, variables),
+        ):
+            status, _, err = run("--cert-dir=")
+        self.assertEqual(status, 0, err)
+        self.published()
+        self.assertEqual([path.name for path in self.folder.iterdir()], ["token"])
+
+    def test_progress_on_a_terminal(self):
+        command = [sys.executable, str(HERE / "certs.py"), "--kubeconfig", self.kubeconfig]
+        command += ["--signer-name", OTHER_SIGNER, "--timeout", "2"]
+        ours, theirs = pty.openpty()
+        done = subprocess.run(command, stderr=theirs, stdout=subprocess.PIPE, timeout=60)
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):
+            while chunk := os.read(ours, 4096):
+                shown += chunk
+        os.close(ours)
+        self.assertEqual(done.returncode, 1)
+        waiting = rf"\r\033\[Kwaiting for {OTHER_SIGNER} to sign certificatesigningrequest [\w-]+: "
+        self.assertRegex(shown.decode(), waiting + "0 s")
+        self.assertRegex(shown.decode(), waiting + "1 s.*\r\033\\[Kwhook: error: ")
+
     def test_a_folder_that_cannot_be_written_stops_it_before_anything_is_made(self):
         Path("file").touch()
         err = self.fails("--cert-dir", "file/below")
@@ -1412,6 +1452,154 @@ class RealCluster(Cases):
         cls.plane = cls.enterClassContext(controlplane.ControlPlane())
         cls.front = cls.enterClassContext(Front(Relay(cls.plane)))
         super().setUpClass()
+
+    def test_the_shipped_roles_are_enough_and_no_more(self):
+        folder = HERE / "manifests" / "renewal"
+        roles = [str(path) for path in sorted(folder.glob("*role*.yaml"))]
+        if not roles:
+            self.skipTest("manifests/renewal is not there")
+        self.plane.kubectl("apply", *(word for path in roles for word in ("-f", path)))
+        admin, account = self.kubeconfig, "system:serviceaccount:whook:whook-certs"
+        self.kubeconfig = self.front.kubeconfig(account)
+        self.ensure()
+        first = self.published()
+        self.follow()
+        self.endpoint.serve(pki.Pair(first.chain, first.key))
+        self.ensure("--renew")
+        self.assertNotEqual(self.published(), first)
+        self.assertEqual(self.requests(), [])
+        found = self.findings()[1]
+        self.assertEqual(found[0]["message"], "all 15 that a renewal needs")
+        err = self.fails("--signer-name", OTHER_SIGNER)
+        self.assertIn(
+            f'user not permitted to approve requests with signerName "{OTHER_SIGNER}"', err
+        )
+        self.assertTrue(
+            err.endswith(f'resourceNames: ["{OTHER_SIGNER}"], verbs: ["approve"]\n'), err
+        )
+        for name, flag in ("other", "--secret"), ("other", "--webhook-configuration"):
+            status, _, err = self.program(flag, name)
+            self.assertEqual(status, 1)
+            self.assertIn("is forbidden: ", err)
+        self.kubeconfig = admin
+
+    def test_nobody_may_do_nothing(self):
+        self.kubeconfig = self.front.kubeconfig("nobody")
+        self.assertIn('User "nobody" cannot get resource "mutatingwebhook', self.fails())
+        status, found = self.findings()
+        self.assertEqual(status, 1)
+        missing = [f for f in found if f["subject"] == "permissions"]
+        self.assertEqual([f["status"] for f in missing], ["warning"] * 15)
+        self.assertEqual(missing[0]["message"], "you may not create certificatesigningrequests")
+
+
+class Admission(InFolder):
+    """From nothing to a pod that the API server had mutated, and on through the renewals: a real
+    API server calls whook.py, which serves the files that certs.py leaves."""
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        if reason := controlplane.missing():
+            raise unittest.SkipTest(reason)
+        cls.address = cls.enterClassContext(controlplane.network_namespace())
+        cls.plane = cls.enterClassContext(controlplane.ControlPlane())
+        cls.front = cls.enterClassContext(Front(Relay(cls.plane)))
+
+    def program(self, *argv: str) -> str:
+        status, out, err = run(*argv, "--kubeconfig", str(self.plane.kubeconfig))
+        self.assertEqual(status, 0, out + err)
+        return out
+
+    def pod(self) -> dict:
+        """A pod as the API server would keep it."""
+        container = {"name": "web", "image": "registry.invalid/web:1"}
+        pod = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"generateName": "web-"},
+            "spec": {"containers": [container], "automountServiceAccountToken": False},
+        }
+        return self.front.ask("POST", "/api/v1/namespaces/shop/pods", pod, dryRun="All")
+
+    def mutated(self) -> bool:
+        with contextlib.suppress(Refusal):
+            return self.pod()["metadata"].get("labels") == {"seen": "yes"}
+        return False
+
+    def wait(self, what: str, look) -> None:
+        deadline = time.monotonic() + 30
+        while not look():
+            self.assertLess(time.monotonic(), deadline, f"not in 30 s: {what}")
+            time.sleep(0.05)
+
+    def start_whook(self, port: int) -> None:
+        Path("label.py").write_text(
+            "def mutate(obj, request):\n    obj['metadata']['labels'] = {'seen': 'yes'}\n"
+        )
+        command = [sys.executable, str(HERE / "whook.py"), "--policy", "label.py", "--workers", "1"]
+        command += ["--tls-cert", "webhook-certs/server-cert.pem", "--host", self.address]
+        command += ["--tls-key", "webhook-certs/server-key.pem", "--port", str(port)]
+        with open("whook.log", "wb") as log:
+            server = subprocess.Popen([*command, "--health-port", "0"], stderr=log, stdout=log)
+        self.addCleanup(server.wait, 30)
+        self.addCleanup(server.kill)  # the API server stays connected, so it would drain for long
+
+    def test_the_whole_story(self):
+        port = controlplane.free_ports(1)[0]
+        own, shop = (
+            {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
+            for name, labels in (("whook", {}), ("shop", {"whook": "enabled"}))
+        )
+        for namespace in own, shop:
+            self.front.ask("POST", "/api/v1/namespaces", namespace)
+        for collection, manifest in fixtures(self.address, port).items():
+            if collection == MUTATING:
+                del manifest["webhooks"][1:]
+                manifest["webhooks"][0]["failurePolicy"] = "Fail"
+            if collection != VALIDATING:
+                self.front.ask("POST", collection, manifest)
+        with self.subTest("the default signer"):
+            self.assertRegex(self.program(), "^done: ")
+            self.start_whook(port)
+            self.wait("a mutated pod", self.mutated)
+            self.assertRegex(self.program(), "^nothing to do: ")
+            self.program("check")
+        with self.subTest("kubelet-serving, while pods are made"):
+            self.renewal_under_load("--signer-name", certs.KUBELET_SIGNER)
+            self.assertEqual(certs.read_files("webhook-certs").bundle, self.plane.authority.pem)
+            self.program("check", "--signer-name", certs.KUBELET_SIGNER)
+        with self.subTest("back to the default signer, and again, while pods are made"):
+            self.renewal_under_load()
+            self.renewal_under_load("--renew")
+            self.assertRegex(self.program(), "^nothing to do: ")
+
+    def renewal_under_load(self, *argv: str) -> None:
+        """Pods are made all the while, failurePolicy is Fail: each must come back mutated."""
+        before, stop = certs.read_files("webhook-certs"), threading.Event()
+        outcomes: list[object] = []
+
+        def make_pods() -> None:
+            while not stop.is_set():
+                try:
+                    outcomes.append(self.pod()["metadata"].get("labels"))
+                except Refusal as refusal:
+                    outcomes.append(str(refusal.answer))
+
+        threads = [threading.Thread(target=make_pods) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        try:
+            out = self.program(*argv)
+            count = len(outcomes)
+            self.wait("twenty more pods", lambda: len(outcomes) > count + 20)
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+        self.assertNotIn("a later run takes them out", out)
+        self.assertNotEqual(certs.read_files("webhook-certs"), before)
+        self.assertGreater(count, 20)
+        self.assertEqual([o for o in outcomes if o != {"seen": "yes"}], [])
 
 
 del Cases  # a mixin: not to be collected by itself
