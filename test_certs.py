@@ -34,6 +34,7 @@ from testing import controlplane, pki
 from testing.apiserver import Endpoint, Front, Memory, Refusal, Relay
 
 HERE = Path(__file__).parent
+ROLES = HERE / "manifests" / "renewal"
 NAME = "whook.whook.svc"
 DAY = datetime.timedelta(days=1)
 OTHER_SIGNER = "example.com/serving"
@@ -296,6 +297,30 @@ class Parts(unittest.TestCase):
         ]
         for selector, expected in cases:
             self.assertEqual(certs.selects(selector, labels), expected, selector)
+
+
+@unittest.skipUnless(ROLES.is_dir(), "the manifests are not there")
+class Permissions(unittest.TestCase):
+    def granted(self) -> set[tuple[str, str, str]]:
+        """Verb, resource and name of every rule in the shipped roles."""
+        documents = [
+            d for p in ROLES.glob("*role*.yaml") for d in yaml.safe_load_all(p.read_text())
+        ]
+        rules = [rule for document in documents for rule in document.get("rules", [])]
+        for rule in rules:
+            for resource in rule["resources"]:
+                self.assertEqual(rule["apiGroups"], [certs.GROUPS.get(resource.split("/")[0], "")])
+        return {
+            (verb, resource, name)
+            for rule in rules
+            for verb in rule["verbs"]
+            for resource in rule["resources"]
+            for name in rule.get("resourceNames", [""])
+        }
+
+    def test_the_shipped_roles_grant_what_is_needed_and_no_more(self):
+        needed = {*certs.permissions(certs.arguments_of([]))}
+        self.assertEqual(self.granted(), needed | {("create", "secrets", "")})
 
 
 # ---------------------------------------------------------------- command line
@@ -1453,11 +1478,10 @@ class RealCluster(Cases):
         cls.front = cls.enterClassContext(Front(Relay(cls.plane)))
         super().setUpClass()
 
-    def test_the_shipped_roles_are_enough_and_no_more(self):
-        folder = HERE / "manifests" / "renewal"
-        roles = [str(path) for path in sorted(folder.glob("*role*.yaml"))]
-        if not roles:
-            self.skipTest("manifests/renewal is not there")
+    @unittest.skipUnless(ROLES.is_dir(), "the manifests are not there")
+    def test_the_shipped_roles_are_enough(self):
+        roles = [str(path) for path in sorted(ROLES.glob("*role*.yaml"))]
+        self.assertTrue(roles)
         self.plane.kubectl("apply", *(word for path in roles for word in ("-f", path)))
         admin, account = self.kubeconfig, "system:serviceaccount:whook:whook-certs"
         self.kubeconfig = self.front.kubeconfig(account)
