@@ -1,0 +1,785 @@
+"""The whole story on a real API server: what the README tells the reader to type, in its order.
+
+etcd, kube-apiserver and kube-controller-manager run here; there is no kubelet, so where a pod of
+whook's would start, the test starts the same command line on the pod's address. The API server
+finds it as it does in any cluster: webhook configuration, Service, EndpointSlice, TLS.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import http.client
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+import time
+import unittest
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from testing import controlplane, pki
+
+TOP = Path(__file__).parent
+MANIFESTS = TOP / "manifests"
+ADDRESSES = ("192.0.2.10", "192.0.2.11")  # the first is the one in manifests/debug/
+WITHIN = 30.0
+CONFIGURATIONS = "mutatingwebhookconfigurations,validatingwebhookconfigurations"
+SSHD = Path("/usr/sbin/sshd")
+LABEL = "app.kubernetes.io/name"
+
+AUDIT_POLICY = """\
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules:
+  - level: Metadata
+    namespaces: [playground]
+"""
+# What the two policies in manifests/40-configmap.yaml do.
+TEAM_LABEL, TEAM = "example.com/team", "shop"
+REFUSED = (
+    'Error from server (Forbidden): error when creating "STDIN": admission webhook'
+    ' "validate.whook.local" denied the request: container "main": image "shop:latest" has a'
+    " mutable tag; pin a version or a digest"
+)
+
+# How an API server is given a client certificate for the webhooks that it calls.
+ADMISSION = """\
+apiVersion: apiserver.config.k8s.io/v1
+kind: AdmissionConfiguration
+plugins:
+  - name: MutatingAdmissionWebhook
+    configuration: &webhooks
+      apiVersion: apiserver.config.k8s.io/v1
+      kind: WebhookAdmissionConfiguration
+      kubeConfigFile: {folder}/webhooks.kubeconfig
+  - name: ValidatingAdmissionWebhook
+    configuration: *webhooks
+"""
+WEBHOOK_USERS = """\
+apiVersion: v1
+kind: Config
+users:
+  - name: whook.whook.svc
+    user: {{client-certificate: {cert}, client-key: {key}}}
+"""
+
+cluster: controlplane.ControlPlane
+folder: Path
+
+
+def setUpModule() -> None:
+    global cluster, folder
+    if reason := controlplane.missing():
+        raise unittest.SkipTest(reason)
+    folder = Path(unittest.enterModuleContext(tempfile.TemporaryDirectory()))
+    unittest.enterModuleContext(controlplane.network_namespace(ADDRESSES[0]))
+    subprocess.run(["ip", "address", "add", f"{ADDRESSES[1]}/32", "dev", "lo"], check=True)
+    plane = controlplane.ControlPlane(
+        apiserver=(*audit_flags(), *admission_flags()),
+        manager=("--horizontal-pod-autoscaler-sync-period=1s",),
+    )
+    cluster = unittest.enterModuleContext(plane)
+
+
+def audit_flags() -> list[str]:
+    (folder / "audit.yaml").write_text(AUDIT_POLICY)
+    return [
+        f"--audit-policy-file={folder}/audit.yaml",
+        f"--audit-log-path={folder}/audit.log",
+        "--audit-log-mode=blocking",
+    ]
+
+
+def admission_flags() -> list[str]:
+    """The API server shows a client certificate to whook.whook.svc, for whoever asks."""
+    authority = pki.Authority("the API server's clients")
+    (folder / "client-ca.pem").write_bytes(authority.pem)
+    pair = authority.issue((), client=True, common_name="kube-apiserver")
+    cert, key = pair.write(folder, "webhooks.crt", "webhooks.key")
+    (folder / "webhooks.kubeconfig").write_text(WEBHOOK_USERS.format(cert=cert, key=key))
+    (folder / "admission.yaml").write_text(ADMISSION.format(folder=folder))
+    return [f"--admission-control-config-file={folder}/admission.yaml"]
+
+
+# ---------------------------------------------------------------- what a person at the desk does
+
+
+def kubectl(line: str, **options: Any) -> str:
+    """A command as the README has it, typed at the top of the repository."""
+    return run(*line.split(), **options)
+
+
+def run(*arguments: str, stdin: str = "", check: bool = True) -> str:
+    """What kubectl printed; without `check`, it may fail, and its error output comes too."""
+    done = cluster.kubectl(*arguments, stdin=stdin, check=check)
+    return done.stdout if check else done.stdout + done.stderr
+
+
+def get(what: str) -> Any:
+    return json.loads(kubectl(f"get {what} -o json"))
+
+
+def create(item: dict[str, Any], *options: str, check: bool = True) -> str:
+    return run("create", "-f", "-", *options, stdin=json.dumps(item), check=check)
+
+
+def refusal(item: dict[str, Any], *options: str) -> str:
+    """The error with which the API server refuses to create this."""
+    output = create(item, *options, check=False)
+    if "Error" not in output:
+        raise AssertionError(f"was not refused: {output}")
+    return output.strip()
+
+
+def certs(*arguments: str, kubeconfig: Path | None = None, folder: Path | None = None) -> str:
+    """Run certs.py and return what it printed; AssertionError with its log if it fails."""
+    command = [sys.executable, str(TOP / "certs.py"), *arguments]
+    environment = {**os.environ, "KUBECONFIG": str(kubeconfig or cluster.kubeconfig)}
+    done = subprocess.run(
+        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=120
+    )
+    if done.returncode:
+        raise AssertionError(f"certs.py {' '.join(arguments)}: {done.stderr}")
+    return done.stdout
+
+
+@contextlib.contextmanager
+def whook(log: Path, *arguments: str) -> Iterator[None]:
+    """Run the server until the end of the block; AssertionError with its log if it never serves."""
+    command = [sys.executable, str(TOP / "whook.py"), *arguments]
+    with log.open("ab") as stream:
+        process = subprocess.Popen(command, stderr=stream)
+    try:
+        eventually(is_ready, f"whook is not ready, see {log}")
+        yield
+    finally:
+        process.kill()  # draining has its own tests
+        process.wait()
+
+
+def is_ready() -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", 8080, timeout=5)
+    with contextlib.closing(connection), contextlib.suppress(OSError):
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == 200
+    return False
+
+
+def eventually(condition: Callable[[], Any], otherwise: str) -> Any:
+    """What the condition returns as soon as that is true; AssertionError if it never is."""
+    end = time.monotonic() + WITHIN
+    while time.monotonic() < end:
+        if result := condition():
+            return result
+        time.sleep(0.1)
+    raise AssertionError(f"after {WITHIN:g} s still: {otherwise}")
+
+
+def manifest(path: str) -> dict[str, Any]:
+    item: dict[str, Any] = yaml.safe_load((MANIFESTS / path).read_text())
+    return item
+
+
+def configmap(name: str, **data: str) -> dict[str, Any]:
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": data}
+
+
+def pod(name: str, **labels: str) -> dict[str, Any]:
+    container = {"name": "main", "image": "busybox:1.36.1"}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "labels": labels},
+        "spec": {"containers": [container]},
+    }
+
+
+@contextlib.contextmanager
+def tunnel(folder: Path) -> Iterator[None]:
+    """The README's ssh command, from this machine to an sshd on the first address."""
+    port = controlplane.free_ports(1)[0]
+    for name in ("host", "user"):
+        subprocess.run(["ssh-keygen", "-q", "-N", "", "-f", folder / name], check=True)
+    settings = {
+        "Port": port,
+        "HostKey": folder / "host",
+        "AuthorizedKeysFile": folder / "user.pub",
+        "GatewayPorts": "clientspecified",
+        "StrictModes": "no",
+        "PidFile": "none",
+    }
+    options = [f"-o{key}={value}" for key, value in settings.items()]
+    Path("/run/sshd").mkdir(exist_ok=True)
+    anyone = ["-oStrictHostKeyChecking=no", "-oUserKnownHostsFile=/dev/null", "-oLogLevel=ERROR"]
+    login = ["-p", str(port), "-i", folder / "user", *anyone, f"root@{ADDRESSES[0]}"]
+    remote = f"{ADDRESSES[0]}:8443:localhost:8443"
+    server = subprocess.Popen([SSHD, "-D", "-f", "/dev/null", *options])
+    try:
+        eventually(lambda: listens(ADDRESSES[0], port), "sshd does not listen")
+        client = subprocess.Popen(["ssh", "-N", "-R", remote, *login])
+        try:
+            yield
+        finally:
+            client.terminate()
+            client.wait()
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def listens(address: str, port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection((address, port), 5):
+        return True
+    return False
+
+
+# ---------------------------------------------------------------- deploy, renew, debug, remove
+
+
+NODE: dict[str, Any] = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "one"}}
+
+
+@contextlib.contextmanager
+def kubelet(mounts: Path) -> Iterator[None]:
+    """Stand in for scheduler and kubelet: bind the Deployment's pods to a node, run their command
+    line on their addresses, report them ready, and keep the folders below `mounts` as the Secret
+    and the ConfigMap are."""
+    pods = eventually(server_pods, "the Deployment does not have two pods")
+    run("apply", "-f", "-", stdin=json.dumps(NODE))
+    bring_files(mounts)
+    (container,) = pods[0]["spec"]["containers"]
+    arguments = [argument.replace("=/", f"={mounts}/") for argument in container["args"]]
+    with whook(mounts / "whook.log", *arguments), repeating(bring_files, mounts):
+        for pod, address in zip(pods, ADDRESSES, strict=True):
+            report_ready(pod["metadata"]["name"], address)
+        yield
+
+
+def server_pods() -> list[dict[str, Any]]:
+    """Both pods of the Deployment, or none."""
+    items = get(f"pods -n whook -l {LABEL}=whook")["items"]
+    pods = [item for item in items if "deletionTimestamp" not in item["metadata"]]
+    return pods if len(pods) == len(ADDRESSES) else []
+
+
+def bring_files(mounts: Path) -> None:
+    secret = get("secret whook-certs -n whook")["data"]
+    files = {f"certs/{name}": base64.b64decode(text) for name, text in secret.items()}
+    policies = get("configmap whook-policies -n whook")["data"]
+    files |= {f"policies/{name}": text.encode() for name, text in policies.items()}
+    for name, content in files.items():
+        path = mounts / name
+        path.parent.mkdir(exist_ok=True)
+        path.with_suffix(".new").write_bytes(content)
+        path.with_suffix(".new").replace(path)
+
+
+@contextlib.contextmanager
+def repeating(action: Callable[[Path], None], argument: Path) -> Iterator[None]:
+    """Twice a second, until the end of the block."""
+    stop = threading.Event()
+
+    def repeat() -> None:
+        while not stop.wait(0.5):
+            action(argument)
+
+    thread = threading.Thread(target=repeat)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def report_ready(name: str, address: str) -> None:
+    """What a scheduler, and then a kubelet, tell the API server of a pod."""
+    binding = {
+        "apiVersion": "v1",
+        "kind": "Binding",
+        "metadata": {"name": name},
+        "target": {"kind": "Node", "name": NODE["metadata"]["name"]},
+    }
+    path = f"/api/v1/namespaces/whook/pods/{name}/binding"
+    run("create", "--raw", path, "-f", "-", stdin=json.dumps(binding))
+    status = {
+        "phase": "Running",
+        "podIP": address,
+        "podIPs": [{"ip": address}],
+        "conditions": [{"type": "Ready", "status": "True"}],
+    }
+    patch = json.dumps({"status": status})
+    run("patch", "pod", name, "-n", "whook", "--subresource=status", "-p", patch)
+
+
+class StoryTest(unittest.TestCase):
+    """One cluster, from nothing to nothing, step by step as in the README."""
+
+    def setUp(self) -> None:
+        self.folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
+        self.enterContext(contextlib.chdir(TOP))  # where a reader types the commands
+
+    def test_story(self) -> None:
+        self.deploy()
+        with kubelet(self.folder):
+            self.see_a_mutated_pod()
+            self.apply_again()
+            self.be_refused()
+            self.renew_within_the_cluster()
+        self.debug_on_the_laptop()
+        self.return_to_normal()
+        self.remove_in_an_emergency()
+        self.leave_nothing_behind()
+
+    def deploy(self) -> None:
+        kubectl("apply -f manifests/")
+        certs(folder=self.folder)
+        self.assertEqual(get("secret whook-certs -n whook")["type"], "kubernetes.io/tls")
+        names = {"ca.pem", "server-cert.pem", "server-key.pem"}
+        self.assertEqual({f.name for f in (self.folder / "webhook-certs").iterdir()}, names)
+        kubectl("label namespace default whook=enabled")
+
+    def see_a_mutated_pod(self) -> None:
+        kubectl("rollout status deployment/whook -n whook --timeout=30s")
+        eventually(self.is_mutated, "the API server does not know the pods yet")
+        kubectl("apply -f manifests/examples/busybox.yaml")
+        found = eventually(lambda: get("pods -l app=busybox")["items"], "busybox has no pod")
+        self.assertEqual(self.label_of(found[0]), TEAM)
+
+    def apply_again(self) -> None:
+        before = self.bundles()
+        self.assertEqual(len(before), 2)
+        kubectl("apply -f manifests/")
+        self.assertEqual(self.bundles(), before)
+        self.assertTrue(all(before))
+        self.assertTrue(self.is_mutated())
+
+    def be_refused(self) -> None:
+        item = pod("latest")
+        item["spec"]["containers"][0]["image"] = "shop:latest"
+        self.assertEqual(refusal(item), REFUSED)
+
+    def renew_within_the_cluster(self) -> None:
+        """With the CronJob's arguments and its account's rights, while the pods serve."""
+        kubectl("apply -f manifests/renewal/")
+        kubectl("create job --from=cronjob/whook-certs now -n whook")
+        found = f"pods -n whook -l {LABEL}=whook-certs"
+        pods = eventually(lambda: get(found)["items"], "the renewal's job has no pod")
+        (container,) = pods[0]["spec"]["containers"]
+        before = get("secret whook-certs -n whook")["data"]
+        certs(*container["args"], "--renew", kubeconfig=self.renewal_account())
+        after = get("secret whook-certs -n whook")["data"]
+        self.assertNotEqual(after["tls.crt"], before["tls.crt"])
+        self.assertEqual(self.bundles(), [after["ca.crt"]] * 2)
+        self.assertTrue(self.is_mutated())
+        self.assertEqual(self.rights_beyond_renewal(), [])
+
+    def renewal_account(self) -> Path:
+        config = json.loads(cluster.kubeconfig.read_text())
+        token = kubectl("create token whook-certs -n whook").strip()
+        config["users"] = [{"name": "test", "user": {"token": token}}]
+        path = cluster.folder / "renewal.kubeconfig"
+        path.write_text(json.dumps(config))
+        return path
+
+    @staticmethod
+    def rights_beyond_renewal() -> list[str]:
+        """Of what neither account may do, that which the API server would let it do."""
+        questions = {
+            "whook-certs": (
+                "list secrets -n whook",
+                "get secrets/other -n whook",
+                "get secrets/whook-certs -n default",
+                "delete secrets/whook-certs -n whook",
+                "create pods -n whook",
+                "patch mutatingwebhookconfigurations/other",
+                "delete mutatingwebhookconfigurations/whook",
+                "approve signers/kubernetes.io/kube-apiserver-client",
+            ),
+            "whook": ("get secrets/whook-certs -n whook", "list pods -n whook", "get namespaces"),
+        }
+        return [
+            f"{account}: {question}"
+            for account, asked in questions.items()
+            for question in asked
+            if "yes"
+            in kubectl(
+                f"auth can-i {question} --as=system:serviceaccount:whook:{account}", check=False
+            )
+        ]
+
+    def debug_on_the_laptop(self) -> None:
+        kubectl("delete -f manifests/50-deployment.yaml -f manifests/60-service.yaml")
+        eventually(lambda: not self.is_mutated(), "pods are mutated though whook is gone")
+        kubectl("apply -f manifests/debug/")
+        certs(folder=self.folder)  # so that webhook-certs/ holds what the CronJob's run made
+        arguments = (
+            f"--tls-cert={self.folder}/webhook-certs/server-cert.pem",
+            f"--tls-key={self.folder}/webhook-certs/server-key.pem",
+            "--policy=policies/",
+        )
+        with whook(self.folder / "laptop.log", *arguments):
+            eventually(self.is_mutated, "no pod is mutated by the laptop's whook")
+        self.assertFalse(self.is_mutated(), "with no whook, failurePolicy Ignore lets pods through")
+
+    def return_to_normal(self) -> None:
+        kubectl("delete -f manifests/debug/")
+        kubectl("apply -f manifests/")
+        with kubelet(self.folder):
+            eventually(self.is_mutated, "no pod is mutated after debugging")
+            slices = get("endpointslices -n whook")["items"]
+            managers = {
+                s["metadata"]["labels"]["endpointslice.kubernetes.io/managed-by"] for s in slices
+            }
+            self.assertEqual(managers, {"endpointslice-controller.k8s.io"})
+
+    def remove_in_an_emergency(self) -> None:
+        kubectl(f"delete {CONFIGURATIONS} whook")
+        self.assertEqual(kubectl(f"get {CONFIGURATIONS} -o name"), "")
+
+    def leave_nothing_behind(self) -> None:
+        kubectl("delete -f manifests/renewal/")
+        kubectl("delete -f manifests/ --ignore-not-found")
+        everywhere = f"namespaces,clusterroles,clusterrolebindings,{CONFIGURATIONS}"
+        self.assertEqual(kubectl(f"get {everywhere} -l {LABEL} -o name"), "")
+        self.assertEqual(kubectl("get certificatesigningrequests -o name"), "")
+        kubectl("delete -f manifests/examples/busybox.yaml")
+        kubectl("label namespace default whook-")
+
+    @staticmethod
+    def bundles() -> list[str]:
+        return [
+            webhook["clientConfig"].get("caBundle", "")
+            for item in get(f"{CONFIGURATIONS}")["items"]
+            for webhook in item["webhooks"]
+        ]
+
+    @staticmethod
+    def label_of(item: dict[str, Any]) -> str | None:
+        label: str | None = item["metadata"].get("labels", {}).get(TEAM_LABEL)
+        return label
+
+    def is_mutated(self) -> bool:
+        output = create(pod("probe"), "--dry-run=server", "-o", "json")
+        return self.label_of(json.loads(output)) is not None
+
+
+# ---------------------------------------------------------------- every kind of answer
+
+POLICIES = {
+    "active": """
+        def mutate(obj, request):
+            request.deny("this configuration is active")
+        validate = mutate
+        """,
+    "deny": """
+        def validate(obj, request):
+            request.deny('container "main": image "busybox:1.36.1" is not ours; take it from shop')
+        """,
+    "warn": """
+        def validate(obj, request):
+            request.warn("the first")
+            request.warn("the second,\\nin two lines")
+        """,
+    "audit": """
+        def validate(obj, request):
+            request.audit("image", obj["spec"]["containers"][0]["image"])
+        """,
+    "dry": """
+        def mutate(obj, request):
+            obj["metadata"].setdefault("labels", {})["dry-run"] = str(request.dry_run)
+        """,
+    "frozen": """
+        def validate(obj, request):
+            if request.old_object["data"] != obj["data"]:
+                request.deny("data: is frozen; make a new ConfigMap")
+        """,
+    "keep": """
+        def mutate(obj, request):
+            raise RuntimeError("not called on DELETE")
+        def validate(obj, request):
+            if request.old_object["data"].get("keep"):
+                request.deny(f"{request.name}: has data.keep; take that off first")
+        """,
+    "size": """
+        def mutate(obj, request):
+            obj["spec"]["size"] = len(obj["spec"]["name"])
+        """,
+    "broken": """
+        def mutate(obj, request):
+            obj["spec"]["nothing"]["here"] = 1
+        """,
+    "count": """
+        def mutate(obj, request):
+            names = [container["name"] for container in obj["spec"]["containers"]]
+            obj["metadata"].setdefault("labels", {})["containers"] = ".".join(names)
+        """,
+    "sidecar": """
+        def mutate(obj, request):
+            containers = obj["spec"]["containers"]
+            if len(containers) == 1:
+                containers.append({"name": "sidecar", "image": "busybox:1.36.1"})
+        """,
+}
+WIDGETS = {
+    "apiVersion": "apiextensions.k8s.io/v1",
+    "kind": "CustomResourceDefinition",
+    "metadata": {"name": "widgets.example.com"},
+    "spec": {
+        "group": "example.com",
+        "scope": "Namespaced",
+        "names": {"plural": "widgets", "singular": "widget", "kind": "Widget"},
+        "versions": [
+            {
+                "name": "v1",
+                "served": True,
+                "storage": True,
+                "schema": {
+                    "openAPIV3Schema": {
+                        "type": "object",
+                        "x-kubernetes-preserve-unknown-fields": True,
+                    }
+                },
+            }
+        ],
+    },
+}
+WIDGET = {
+    "apiVersion": "example.com/v1",
+    "kind": "Widget",
+    "metadata": {"name": "gear"},
+    "spec": {"name": "gear"},
+}
+
+
+class AnswersTest(unittest.TestCase):
+    """Each policy above behind a webhook configuration of its own, in debug mode throughout.
+
+    The configurations are the shipped ones, with only what a case is about changed.
+    """
+
+    folder: Path
+    server: contextlib.ExitStack
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        cls.folder = Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
+        (cls.folder / "policies").mkdir()
+        for name, text in POLICIES.items():
+            (cls.folder / f"policies/{name}.py").write_text(textwrap.dedent(text))
+        certs("local", folder=cls.folder)
+        kubectl("apply -f manifests/10-namespace.yaml -f manifests/debug/")
+        kubectl("create namespace playground")
+        kubectl("label namespace playground whook=enabled")
+        kubectl("config set-context --current --namespace=playground")
+        create(WIDGETS)
+        eventually(lambda: "default" in kubectl("get serviceaccounts -o name"), "no account")
+        cls.server = cls.enterClassContext(contextlib.ExitStack())
+        cls.start()
+
+    @classmethod
+    def tearDownClass(cls) -> None:
+        kubectl("config set-context --current --namespace=default")
+        kubectl("delete namespace playground whook")
+
+    @classmethod
+    def start(cls, *arguments: str) -> None:
+        files = {"tls-cert": "webhook-certs/server-cert.pem", "policy": "policies"}
+        files["tls-key"] = "webhook-certs/server-key.pem"
+        flags = [f"--{flag}={cls.folder}/{path}" for flag, path in files.items()]
+        log = cls.folder / "whook.log"
+        cls.server.enter_context(whook(log, *flags, "--workers=1", *arguments))
+
+    @classmethod
+    def stop(cls) -> None:
+        cls.server.close()
+
+    def restart(self, *arguments: str) -> None:
+        self.stop()
+        self.start(*arguments)
+
+    def configure(
+        self, policy: str, kind: str = "mutate", resource: str = "pods", **fields: Any
+    ) -> None:
+        """Send reviews of that resource to /kind/policy from here to the end of the test."""
+        file = {"mutate": "80-mutating", "validate": "85-validating"}[kind]
+        item = manifest(f"{file}webhookconfiguration.yaml")
+        item["metadata"]["name"] = f"{policy}.example.com"
+        (webhook,) = item["webhooks"]
+        webhook["rules"][0] |= {
+            "apiGroups": ["", "example.com"],
+            "resources": [resource],
+            "operations": fields.pop("operations", ["CREATE"]),
+        }
+        webhook |= {"name": f"{policy}.whook.local", **fields}
+        ca = (self.folder / "webhook-certs/ca.pem").read_bytes()
+        webhook["clientConfig"]["caBundle"] = base64.b64encode(ca).decode()
+        mark = uuid.uuid4().hex
+        item["webhooks"].append(self.sentinel(webhook, kind, mark))
+        webhook["clientConfig"]["service"]["path"] = f"/{kind}/{policy}"
+        run("apply", "-f", "-", stdin=json.dumps(item))
+        self.addCleanup(kubectl, f"delete {item['kind']} {policy}.example.com --ignore-not-found")
+        self.await_configuration(mark)
+
+    @staticmethod
+    def sentinel(webhook: dict[str, Any], kind: str, mark: str) -> dict[str, Any]:
+        """A second webhook that refuses ConfigMaps with a label: once it does, the API server has
+        taken notice of the configuration that both are in."""
+        other: dict[str, Any] = json.loads(json.dumps(webhook))
+        other["name"] = f"sentinel.{other['name']}"
+        other["rules"][0] |= {"resources": ["configmaps"], "operations": ["CREATE"]}
+        other["objectSelector"] = {"matchLabels": {"sentinel": mark}}
+        other["clientConfig"]["service"]["path"] = f"/{kind}/active"
+        return other
+
+    def await_configuration(self, mark: str) -> None:
+        item = configmap("sentinel")
+        item["metadata"]["labels"] = {"sentinel": mark}
+        eventually(
+            lambda: "is active" in create(item, "--dry-run=server", check=False),
+            "the configuration does nothing",
+        )
+
+    def test_deny(self) -> None:
+        self.configure("deny", "validate")
+        self.assertEqual(
+            refusal(pod("denied")),
+            'Error from server (Forbidden): error when creating "STDIN": admission webhook'
+            ' "deny.whook.local" denied the request: container "main": image "busybox:1.36.1" is'
+            " not ours; take it from shop",
+        )
+
+    def test_warnings(self) -> None:
+        self.configure("warn", "validate")
+        output = create(pod("warned"), check=False)
+        self.assertIn("Warning: the first\nWarning: the second, in two lines\n", output)
+        self.assertIn("pod/warned created", output)
+
+    def test_audit_annotations(self) -> None:
+        self.configure("audit", "validate")
+        create(pod("audited"))
+        log = (folder / "audit.log").read_text()
+        events = [json.loads(line) for line in log.splitlines()]
+        (event,) = [e for e in events if e["objectRef"].get("name") == "audited"]
+        self.assertEqual(event["annotations"]["audit.whook.local/image"], "busybox:1.36.1")
+
+    def test_dry_run(self) -> None:
+        self.configure("dry")
+        for options, expected in ((["--dry-run=server"], "True"), ([], "False")):
+            output = create(pod("dry"), "-o", "json", *options)
+            self.assertEqual(json.loads(output)["metadata"]["labels"], {"dry-run": expected})
+
+    def test_update(self) -> None:
+        self.configure("frozen", "validate", "configmaps", operations=["UPDATE"])
+        create(configmap("settings", colour="red"))
+        self.assertIn("labeled", kubectl("label configmap settings size=small"))
+        patch = ("configmap", "settings", "-p", '{"data": {"colour": "blue"}}')
+        self.assertEqual(
+            run("patch", *patch, check=False).strip(),
+            'Error from server (Forbidden): admission webhook "frozen.whook.local" denied the'
+            " request: data: is frozen; make a new ConfigMap",
+        )
+
+    def test_delete(self) -> None:
+        """Both kinds of webhook are called; the mutating one must not send a patch."""
+        for kind in ("mutate", "validate"):
+            self.configure("keep", kind, "configmaps", operations=["DELETE"], failurePolicy="Fail")
+        create(configmap("kept", keep="yes"))
+        create(configmap("free", colour="red"))
+        self.assertEqual(
+            kubectl("delete configmap kept", check=False).strip(),
+            'Error from server (Forbidden): admission webhook "keep.whook.local" denied the'
+            " request: kept: has data.keep; take that off first",
+        )
+        self.assertIn("deleted", kubectl("delete configmap free"))
+
+    def test_custom_resource(self) -> None:
+        self.configure("size", "mutate", "widgets")
+        created = json.loads(create(WIDGET, "-o", "json"))
+        self.assertEqual(created["spec"], {"name": "gear", "size": 4})
+
+    def test_fault_of_a_policy(self) -> None:
+        self.configure("broken", failurePolicy="Ignore")
+        self.assertIn("created", create(pod("ignored")))
+        self.configure("broken", failurePolicy="Fail")
+        self.assertEqual(
+            refusal(pod("failed")),
+            'Error from server (InternalError): error when creating "STDIN": Internal error'
+            ' occurred: failed calling webhook "broken.whook.local": failed to call webhook:'
+            " policy \"broken\" failed: line 3: KeyError: 'nothing'",
+        )
+
+    def test_whook_down(self) -> None:
+        self.addCleanup(self.start)
+        self.configure("count", failurePolicy="Ignore")
+        self.stop()
+        self.assertIn("created", create(pod("let-through")))
+        self.restart()
+        self.configure("count", failurePolicy="Fail")
+        self.stop()
+        self.assertIn(
+            'failed calling webhook "count.whook.local": failed to call webhook: Post'
+            ' "https://whook.whook.svc:443/mutate/count?timeout=5s": dial tcp 192.0.2.10:8443:'
+            " connect: connection refused",
+            refusal(pod("held-up")),
+        )
+        kubectl("delete mutatingwebhookconfiguration count.example.com")
+        eventually(lambda: "created" in create(pod("freed"), check=False), "still refused")
+
+    def test_reinvocation(self) -> None:
+        """The first policy sees the container that a later webhook adds, if it is asked again."""
+        for policy, expected in (("IfNeeded", "main.sidecar"), ("Never", "main")):
+            self.configure("count", reinvocationPolicy=policy)
+            self.configure("sidecar")
+            created = json.loads(create(pod(policy.lower()), "-o", "json"))
+            self.assertEqual(created["metadata"]["labels"], {"containers": expected})
+
+    def test_versions_of_the_review(self) -> None:
+        """v1, and the v1beta1 that an old configuration may still ask for."""
+        for version in ("v1", "v1beta1"):
+            self.configure("count", admissionReviewVersions=[version])
+            created = json.loads(create(pod(f"by-{version}"), "-o", "json"))
+            self.assertEqual(created["metadata"]["labels"], {"containers": "main"})
+
+    def test_configurations_are_served_as_v1_only(self) -> None:
+        served = kubectl("get --raw /apis/admissionregistration.k8s.io/v1beta1", check=False)
+        self.assertNotIn("webhookconfigurations", served)
+
+    def test_client_certificate(self) -> None:
+        """With --client-ca, the API server is served, and nobody without its certificate."""
+        self.addCleanup(self.restart)
+        self.configure("count", failurePolicy="Fail")
+        self.restart(f"--client-ca={folder}/client-ca.pem")
+        created = json.loads(create(pod("known"), "-o", "json"))
+        self.assertEqual(created["metadata"]["labels"], {"containers": "main"})
+        stranger = self.folder / "stranger.pem"
+        stranger.write_bytes(pki.Authority("somebody else").pem)
+        self.restart(f"--client-ca={stranger}")
+        self.assertIn("failed calling webhook", refusal(pod("unknown")))
+
+    def test_ssh_tunnel(self) -> None:
+        """whook listens on the laptop's loopback only; the node's end of the tunnel is what the
+        EndpointSlice names. Without GatewayPorts, sshd would put that end on loopback too."""
+        if not SSHD.exists():
+            self.skipTest(f"no {SSHD}: install openssh-server")
+        self.addCleanup(self.restart)
+        self.configure("count", failurePolicy="Fail")
+        self.restart("--host=127.0.0.1")
+        self.assertIn("connection refused", refusal(pod("untunnelled")))
+        with tunnel(self.folder):
+            eventually(lambda: "created" in create(pod("tunnelled"), check=False), "no tunnel")
+
+
+if __name__ == "__main__":
+    unittest.main()

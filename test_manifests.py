@@ -1,0 +1,477 @@
+"""The manifests and the Dockerfile, checked as text: against the rules they follow, against each
+other, and against the programs they start. test_e2e.py applies them to a real API server."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import unittest
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import whook
+
+TOP = Path(__file__).parent
+MANIFESTS = TOP / "manifests"
+FILES = sorted(MANIFESTS.rglob("*.yaml"))
+LABEL = "app.kubernetes.io/name"
+
+# What a cluster of 1.25 serves and one of today still does.
+APIS = {
+    "ClusterRole": "rbac.authorization.k8s.io/v1",
+    "ClusterRoleBinding": "rbac.authorization.k8s.io/v1",
+    "ConfigMap": "v1",
+    "CronJob": "batch/v1",
+    "Deployment": "apps/v1",
+    "EndpointSlice": "discovery.k8s.io/v1",
+    "HorizontalPodAutoscaler": "autoscaling/v2",
+    "MutatingWebhookConfiguration": "admissionregistration.k8s.io/v1",
+    "Namespace": "v1",
+    "NetworkPolicy": "networking.k8s.io/v1",
+    "PodDisruptionBudget": "policy/v1",
+    "Role": "rbac.authorization.k8s.io/v1",
+    "RoleBinding": "rbac.authorization.k8s.io/v1",
+    "Service": "v1",
+    "ServiceAccount": "v1",
+    "ValidatingWebhookConfiguration": "admissionregistration.k8s.io/v1",
+}
+CLUSTER_WIDE = {
+    "ClusterRole",
+    "ClusterRoleBinding",
+    "MutatingWebhookConfiguration",
+    "Namespace",
+    "ValidatingWebhookConfiguration",
+}
+
+
+def load(path: Path) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all(path.read_text()))
+
+
+def one(kind: str, folder: str = ".") -> dict[str, Any]:
+    """The one object of that kind in that folder of manifests/."""
+    found = [o for f in (MANIFESTS / folder).glob("*.yaml") for o in load(f) if o["kind"] == kind]
+    if len(found) != 1:
+        raise AssertionError(f"manifests/{folder}: {len(found)} objects of kind {kind}, not 1")
+    return found[0]
+
+
+def pod_of(owner: dict[str, Any]) -> dict[str, Any]:
+    """The pod template of a Deployment or a CronJob."""
+    spec = owner["spec"]["jobTemplate"]["spec"] if owner["kind"] == "CronJob" else owner["spec"]
+    template: dict[str, Any] = spec["template"]
+    return template
+
+
+def container_of(owner: dict[str, Any]) -> dict[str, Any]:
+    containers: list[dict[str, Any]] = pod_of(owner)["spec"]["containers"]
+    (container,) = containers
+    return container
+
+
+def flags_of(container: dict[str, Any]) -> dict[str, str]:
+    return dict(argument.removeprefix("--").split("=", 1) for argument in container["args"])
+
+
+def matches(selector: dict[str, str], labels: dict[str, str]) -> bool:
+    return selector.items() <= labels.items()
+
+
+class FilesTest(unittest.TestCase):
+    def test_every_file_is_named_after_the_one_thing_in_it(self) -> None:
+        for path in FILES:
+            with self.subTest(path.name):
+                if path.parent.name == "examples":
+                    continue
+                self.assertRegex(path.name, r"^\d\d-[a-z]+\.yaml$")
+                first, *others = load(path)
+                self.assertEqual(path.stem[3:], first["kind"].lower())
+                self.assertIn([o["kind"] for o in others], ([], [first["kind"] + "Binding"]))
+
+    def test_every_file_says_why(self) -> None:
+        for path in FILES:
+            with self.subTest(path.name):
+                self.assertRegex(path.read_text(), r"(?m)^ *# \w")
+
+    def test_the_namespace_comes_first(self) -> None:
+        first = min(MANIFESTS.glob("*.yaml"))
+        self.assertEqual([o["kind"] for o in load(first)], ["Namespace"])
+
+    def test_webhook_configurations_come_last(self) -> None:
+        kinds = [o["kind"] for f in sorted(MANIFESTS.glob("*.yaml")) for o in load(f)]
+        self.assertEqual(
+            kinds[-2:], ["MutatingWebhookConfiguration", "ValidatingWebhookConfiguration"]
+        )
+
+    def test_versions_and_namespaces(self) -> None:
+        for path in FILES:
+            for item in load(path):
+                with self.subTest(f"{path.name}: {item['kind']}"):
+                    self.assertEqual(item["apiVersion"], APIS[item["kind"]])
+                    inside = path.parent.name != "examples" and item["kind"] not in CLUSTER_WIDE
+                    self.assertEqual(item["metadata"].get("namespace"), "whook" if inside else None)
+
+    def test_no_object_is_there_twice(self) -> None:
+        for folder in (".", "renewal"):
+            names = [
+                (o["kind"], o["metadata"]["name"])
+                for f in (MANIFESTS / folder).glob("*.yaml")
+                for o in load(f)
+            ]
+            self.assertEqual(len(names), len(set(names)), folder)
+
+    def test_everything_of_ours_carries_its_name(self) -> None:
+        for path in FILES:
+            for item in load(path):
+                if path.parent.name != "examples":
+                    name = "whook-certs" if path.parent.name == "renewal" else "whook"
+                    self.assertEqual(item["metadata"]["labels"][LABEL], name, path.name)
+
+
+class WebhookConfigurationTest(unittest.TestCase):
+    def test_the_whole_of_each_webhook(self) -> None:
+        expected = {
+            "matchPolicy": "Equivalent",
+            "failurePolicy": "Ignore",
+            "sideEffects": "None",
+            "timeoutSeconds": 5,
+            "admissionReviewVersions": ["v1"],
+            "namespaceSelector": {
+                "matchLabels": {"whook": "enabled"},
+                "matchExpressions": [
+                    {
+                        "key": "kubernetes.io/metadata.name",
+                        "operator": "NotIn",
+                        "values": ["kube-system", "whook"],
+                    }
+                ],
+            },
+            "rules": [
+                {
+                    "apiGroups": [""],
+                    "apiVersions": ["v1"],
+                    "resources": ["pods"],
+                    "operations": ["CREATE"],
+                    "scope": "Namespaced",
+                }
+            ],
+        }
+        for kind, verb, more in (
+            ("MutatingWebhookConfiguration", "mutate", {"reinvocationPolicy": "IfNeeded"}),
+            ("ValidatingWebhookConfiguration", "validate", {}),
+        ):
+            with self.subTest(verb):
+                configuration = one(kind)
+                self.assertEqual(configuration["metadata"]["name"], "whook")
+                service = {"namespace": "whook", "name": "whook", "port": 443, "path": f"/{verb}"}
+                self.assertEqual(
+                    configuration["webhooks"],
+                    [
+                        {
+                            **expected,
+                            **more,
+                            "name": f"{verb}.whook.local",
+                            "clientConfig": {"service": service},
+                        }
+                    ],
+                )
+
+    def test_ca_bundle_is_left_to_certs_py(self) -> None:
+        for path in FILES:
+            self.assertNotRegex(path.read_text(), r"(?m)^\s*caBundle:", path.name)
+
+    def test_emergency_removal_is_in_the_file(self) -> None:
+        """Whoever opens the configuration in an emergency finds the way out in it."""
+        text = (MANIFESTS / "80-mutatingwebhookconfiguration.yaml").read_text()
+        command = (
+            "kubectl delete mutatingwebhookconfigurations,validatingwebhookconfigurations whook"
+        )
+        self.assertIn(command, text)
+
+
+class DeploymentTest(unittest.TestCase):
+    def setUp(self) -> None:
+        self.deployment = one("Deployment")
+        self.template = pod_of(self.deployment)
+        self.container = container_of(self.deployment)
+
+    def test_rollout(self) -> None:
+        spec = self.deployment["spec"]
+        self.assertEqual(spec["strategy"], {"rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}})
+        self.assertNotIn("replicas", spec)
+        scaler = one("HorizontalPodAutoscaler")["spec"]
+        self.assertEqual(scaler["minReplicas"], 2)
+        self.assertGreater(scaler["maxReplicas"], 2)
+        self.assertEqual(
+            scaler["scaleTargetRef"],
+            {"apiVersion": "apps/v1", "kind": "Deployment", "name": "whook"},
+        )
+        self.assertEqual(one("PodDisruptionBudget")["spec"]["maxUnavailable"], 1)
+
+    def test_every_selector_finds_the_pods(self) -> None:
+        labels = self.template["metadata"]["labels"]
+        selectors = {
+            "deployment": self.deployment["spec"]["selector"]["matchLabels"],
+            "service": one("Service")["spec"]["selector"],
+            "budget": one("PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
+            "network": one("NetworkPolicy")["spec"]["podSelector"]["matchLabels"],
+        }
+        for spread in self.template["spec"]["topologySpreadConstraints"]:
+            self.assertEqual(spread["whenUnsatisfiable"], "ScheduleAnyway")
+            selectors[spread["topologyKey"]] = spread["labelSelector"]["matchLabels"]
+        self.assertIn("kubernetes.io/hostname", selectors)
+        for name, selector in selectors.items():
+            with self.subTest(name):
+                self.assertTrue(selector)
+                self.assertTrue(matches(selector, labels))
+
+    def test_ports_lead_from_the_service_to_the_process(self) -> None:
+        ports = {port["name"]: port["containerPort"] for port in self.container["ports"]}
+        self.assertEqual(ports, {"https": 8443, "health": 8080})
+        self.assertEqual(
+            one("Service")["spec"]["ports"],
+            [{"name": "https", "port": 443, "targetPort": "https"}],
+        )
+        webhook = one("MutatingWebhookConfiguration")["webhooks"][0]
+        self.assertEqual(webhook["clientConfig"]["service"]["port"], 443)
+        for probe, path in (("readinessProbe", "/readyz"), ("livenessProbe", "/livez")):
+            self.assertEqual(
+                self.container[probe]["httpGet"], {"path": path, "port": "health"}, probe
+            )
+
+    def test_network(self) -> None:
+        spec = one("NetworkPolicy")["spec"]
+        self.assertEqual(spec["policyTypes"], ["Ingress", "Egress"])
+        self.assertNotIn("egress", spec)
+        opened = [port["port"] for rule in spec["ingress"] for port in rule["ports"]]
+        self.assertEqual(opened, [8443, 8080])
+
+    def test_arguments_are_flags_of_whook(self) -> None:
+        flags = flags_of(self.container)
+        known = known_flags("whook.py")
+        self.assertEqual(set(flags) - known, set())
+        self.assertEqual(flags["tls-cert"], "/certs/tls.crt")
+        self.assertEqual(flags["tls-key"], "/certs/tls.key")
+        self.assertEqual(flags["policy"], "/policies")
+        self.assertNotIn("workers", flags, "the processor limit says how many")
+        grace = self.template["spec"]["terminationGracePeriodSeconds"]
+        self.assertGreater(grace, whook.GRACE_PERIOD + whook.STUCK_AFTER)
+        self.assertNotIn("grace-period", flags)
+
+    def test_paths_are_mounted_from_what_holds_them(self) -> None:
+        volumes = {volume["name"]: volume for volume in self.template["spec"]["volumes"]}
+        mounts = {
+            mount["mountPath"]: volumes[mount["name"]] for mount in self.container["volumeMounts"]
+        }
+        self.assertEqual(
+            mounts["/certs"]["secret"], {"secretName": "whook-certs", "defaultMode": 0o440}
+        )
+        self.assertEqual(
+            mounts["/policies"]["configMap"]["name"], one("ConfigMap")["metadata"]["name"]
+        )
+        self.assertEqual(len(mounts), len(volumes))
+        for mount in self.container["volumeMounts"]:
+            self.assertIs(mount["readOnly"], True)
+            self.assertNotIn("subPath", mount, "would never be updated")
+
+    def test_policies_are_the_files_of_that_name(self) -> None:
+        policies = one("ConfigMap")["data"]
+        self.assertTrue(policies)
+        for name, text in policies.items():
+            with self.subTest(name):
+                self.assertEqual(text, (TOP / "policies" / name).read_text())
+
+
+class PodSecurityTest(unittest.TestCase):
+    """Both pods, by the rules of the restricted standard that their namespace enforces."""
+
+    def test_namespace_enforces_the_restricted_standard(self) -> None:
+        labels = one("Namespace")["metadata"]["labels"]
+        self.assertEqual(labels["pod-security.kubernetes.io/enforce"], "restricted")
+
+    def test_pods_have_no_privilege(self) -> None:
+        for owner in (one("Deployment"), one("CronJob", "renewal")):
+            with self.subTest(owner["kind"]):
+                spec = pod_of(owner)["spec"]
+                user = spec["securityContext"]["runAsUser"]
+                groups = {"fsGroup": user} if "volumes" in spec else {}
+                self.assertEqual(
+                    spec["securityContext"],
+                    {
+                        "runAsNonRoot": True,
+                        "runAsUser": user,
+                        "runAsGroup": user,
+                        **groups,
+                        "seccompProfile": {"type": "RuntimeDefault"},
+                    },
+                )
+                self.assertIn(f"USER {user}:{user}\n", (TOP / "Dockerfile").read_text())
+                self.assertEqual(
+                    container_of(owner)["securityContext"],
+                    {
+                        "allowPrivilegeEscalation": False,
+                        "readOnlyRootFilesystem": True,
+                        "capabilities": {"drop": ["ALL"]},
+                    },
+                )
+
+    def test_requests_and_limits(self) -> None:
+        for owner in (one("Deployment"), one("CronJob", "renewal")):
+            for bound in ("requests", "limits"):
+                self.assertEqual(set(container_of(owner)["resources"][bound]), {"cpu", "memory"})
+
+    def test_images_have_a_version(self) -> None:
+        for owner, name in (
+            (one("Deployment"), "whook"),
+            (one("CronJob", "renewal"), "whook-certs"),
+            (one("Deployment", "examples"), "busybox"),
+        ):
+            self.assertRegex(container_of(owner)["image"], rf"^{name}:\d+\.\d+\.\d+$")
+
+
+class PermissionsTest(unittest.TestCase):
+    def test_the_server_has_none(self) -> None:
+        kinds = {o["kind"] for f in MANIFESTS.glob("*.yaml") for o in load(f)}
+        self.assertEqual({kind for kind in kinds if "Role" in kind}, set())
+        spec = pod_of(one("Deployment"))["spec"]
+        self.assertEqual(spec["serviceAccountName"], "whook")
+        self.assertIs(spec["automountServiceAccountToken"], False)
+
+    def test_the_renewal_has_what_it_needs_and_nothing_else(self) -> None:
+        configurations = "mutatingwebhookconfigurations,validatingwebhookconfigurations"
+        requests = "certificatesigningrequests"
+        expected = {
+            "Role": [
+                ("secrets", "whook-certs", "get update"),
+                ("secrets", "", "create"),
+                ("services", "whook", "get"),
+                ("endpointslices", "", "list"),
+            ],
+            "ClusterRole": [
+                (requests, "", "create get delete"),
+                (f"{requests}/approval,{requests}/status", "", "update"),
+                ("signers", "whook.local/serving", "approve sign"),
+                (configurations, "whook", "get patch"),
+            ],
+        }
+        for kind, rules in expected.items():
+            with self.subTest(kind):
+                role, binding = one(kind, "renewal"), one(kind + "Binding", "renewal")
+                self.assertEqual(
+                    [
+                        (
+                            ",".join(rule["resources"]),
+                            ",".join(rule.get("resourceNames", [])),
+                            " ".join(rule["verbs"]),
+                        )
+                        for rule in role["rules"]
+                    ],
+                    rules,
+                )
+                self.assertEqual(
+                    binding["roleRef"],
+                    {
+                        "apiGroup": "rbac.authorization.k8s.io",
+                        "kind": kind,
+                        "name": role["metadata"]["name"],
+                    },
+                )
+                account = {"kind": "ServiceAccount", "name": "whook-certs", "namespace": "whook"}
+                self.assertEqual(binding["subjects"], [account])
+
+    def test_the_renewal_runs_as_its_own_account_and_never_serves(self) -> None:
+        cronjob = one("CronJob", "renewal")
+        account = one("ServiceAccount", "renewal")["metadata"]["name"]
+        self.assertEqual(pod_of(cronjob)["spec"]["serviceAccountName"], account)
+        self.assertEqual(cronjob["spec"]["concurrencyPolicy"], "Forbid")
+        labels = pod_of(cronjob)["metadata"]["labels"]
+        self.assertFalse(matches(one("Service")["spec"]["selector"], labels))
+
+    def test_the_key_never_becomes_a_file(self) -> None:
+        cronjob = one("CronJob", "renewal")
+        self.assertNotIn("volumes", pod_of(cronjob)["spec"])
+        flags = flags_of(container_of(cronjob))
+        self.assertEqual(flags["cert-dir"], "")
+        self.assertEqual(set(flags) - known_flags("certs.py"), set())
+        job = cronjob["spec"]["jobTemplate"]["spec"]
+        self.assertGreater(job["activeDeadlineSeconds"], int(flags["timeout"]))
+
+
+class DebugTest(unittest.TestCase):
+    def test_the_service_stands_in_for_the_real_one(self) -> None:
+        real, debug = one("Service"), one("Service", "debug")
+        self.assertEqual(debug["metadata"], real["metadata"])
+        self.assertNotIn("selector", debug["spec"])
+        port = {"name": "https", "port": 443, "targetPort": 8443}
+        self.assertEqual(debug["spec"]["ports"], [port])
+
+    def test_the_slice_belongs_to_the_service(self) -> None:
+        endpoints = one("EndpointSlice", "debug")
+        service = one("Service", "debug")
+        labels = endpoints["metadata"]["labels"]
+        self.assertEqual(labels["kubernetes.io/service-name"], service["metadata"]["name"])
+        (port,) = service["spec"]["ports"]
+        self.assertEqual(endpoints["ports"], [{"name": port["name"], "port": port["targetPort"]}])
+        self.assertEqual(endpoints["endpoints"], [{"addresses": ["192.0.2.10"]}])
+
+    def test_there_is_one_address_to_change(self) -> None:
+        text = "".join(f.read_text() for f in (MANIFESTS / "debug").glob("*.yaml"))
+        self.assertEqual(text.count("192.0.2.10"), 1)
+
+
+class DockerfileTest(unittest.TestCase):
+    def setUp(self) -> None:
+        self.text = (TOP / "Dockerfile").read_text().replace("\\\n", "")
+        self.stages: dict[str, list[str]] = {}
+        for line in re.findall(r"(?m)^[A-Z]+ .*$", self.text):
+            if line.startswith("FROM "):
+                base, name = re.fullmatch(r"FROM (\S+) AS (\S+)", line).groups()  # type: ignore[union-attr]
+                self.stages[name] = [base]
+            else:
+                self.stages[name].append(line)
+
+    def test_the_server_image_holds_the_server_and_the_policies(self) -> None:
+        copied = [line for line in self.stages["whook"] if line.startswith(("COPY", "ADD", "RUN"))]
+        self.assertEqual(copied, ["COPY whook.py ./", "COPY policies/ policies/"])
+        self.assertEqual(self.stages["whook"][0], "base")
+        self.assertEqual(list(self.stages)[-1], "whook", "what a build without --target makes")
+
+    def test_packages_are_locked_by_hash(self) -> None:
+        (install,) = re.findall(r"(?m)^RUN .*pip install.*$", self.text)
+        self.assertIn("--require-hashes", install)
+        self.assertIn("-r /requirements.txt", install)
+        self.assertIn("--hash=sha256:", (TOP / "requirements.txt").read_text())
+
+    def test_entry_points_are_processes_not_shells(self) -> None:
+        for name in ("whook", "certs"):
+            self.assertEqual(self.stages[name][-1], f'ENTRYPOINT ["python", "{name}.py"]')
+
+    def test_bases_are_slim_and_of_one_version(self) -> None:
+        outside = {stage[0] for stage in self.stages.values()} - set(self.stages)
+        (base,) = outside
+        self.assertRegex(base, r"^python:3\.\d+-slim$")
+
+    def test_the_build_context_has_what_is_copied(self) -> None:
+        context = (TOP / ".dockerignore").read_text().split()
+        for source in ("whook.py", "certs.py", "policies/*.py", "requirements.txt"):
+            self.assertIn(f"!{source}", context)
+            self.assertTrue(list(TOP.glob(source)), source)
+
+    def test_ports(self) -> None:
+        ports = sorted(port["containerPort"] for port in container_of(one("Deployment"))["ports"])
+        exposed = re.findall(r"(?m)^EXPOSE (.*)$", self.text)[0]
+        self.assertEqual(sorted(map(int, exposed.split())), ports)
+
+
+def known_flags(program: str) -> set[str]:
+    """The flags that a program's own --help names."""
+    command = [sys.executable, str(TOP / program), "--help"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
+    return set(re.findall(r"--([a-z][a-z-]+)", text))
+
+
+if __name__ == "__main__":
+    unittest.main()
