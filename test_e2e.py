@@ -12,6 +12,7 @@ import contextlib
 import http.client
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -164,8 +165,8 @@ def whook(log: Path, *arguments: str) -> Iterator[None]:
         eventually(is_ready, f"whook is not ready, see {log}")
         yield
     finally:
-        process.kill()  # draining has its own tests
-        process.wait()
+        process.send_signal(signal.SIGINT)  # as Ctrl-C
+        process.wait(WITHIN)
 
 
 def is_ready() -> bool:
@@ -264,6 +265,8 @@ def kubelet(mounts: Path) -> Iterator[None]:
         for pod, address in zip(pods, ADDRESSES, strict=True):
             report_ready(pod["metadata"]["name"], address)
         yield
+    # A pod on a node goes only when its kubelet says so.
+    kubectl(f"delete pods -n whook -l {LABEL}=whook --force --grace-period=0")
 
 
 def server_pods() -> list[dict[str, Any]]:
@@ -386,7 +389,7 @@ class StoryTest(unittest.TestCase):
         self.assertEqual(self.rights_beyond_renewal(), [])
 
     def renewal_account(self) -> Path:
-        config = json.loads(cluster.kubeconfig.read_text())
+        config = yaml.safe_load(cluster.kubeconfig.read_text())
         token = kubectl("create token whook-certs -n whook").strip()
         config["users"] = [{"name": "test", "user": {"token": token}}]
         path = cluster.folder / "renewal.kubeconfig"
