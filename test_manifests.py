@@ -19,7 +19,7 @@ MANIFESTS = TOP / "manifests"
 FILES = sorted(MANIFESTS.rglob("*.yaml"))
 LABEL = "app.kubernetes.io/name"
 
-# What a cluster of 1.25 serves and one of today still does.
+# What a cluster of 1.25 serves and one of today still does, and the Prometheus operator's.
 APIS = {
     "ClusterRole": "rbac.authorization.k8s.io/v1",
     "ClusterRoleBinding": "rbac.authorization.k8s.io/v1",
@@ -32,11 +32,18 @@ APIS = {
     "Namespace": "v1",
     "NetworkPolicy": "networking.k8s.io/v1",
     "PodDisruptionBudget": "policy/v1",
+    "PrometheusRule": "monitoring.coreos.com/v1",
     "Role": "rbac.authorization.k8s.io/v1",
     "RoleBinding": "rbac.authorization.k8s.io/v1",
     "Service": "v1",
     "ServiceAccount": "v1",
+    "ServiceMonitor": "monitoring.coreos.com/v1",
     "ValidatingWebhookConfiguration": "admissionregistration.k8s.io/v1",
+}
+COMPANIONS = {  # what may stand in one file with it
+    "Role": ["RoleBinding"],
+    "ClusterRole": ["ClusterRoleBinding"],
+    "ServiceMonitor": ["Service"],
 }
 CLUSTER_WIDE = {
     "ClusterRole",
@@ -87,9 +94,10 @@ class FilesTest(unittest.TestCase):
                 if path.parent.name == "examples":
                     continue
                 self.assertRegex(path.name, r"^\d\d-[a-z]+\.yaml$")
-                first, *others = load(path)
-                self.assertEqual(path.stem[3:], first["kind"].lower())
-                self.assertIn([o["kind"] for o in others], ([], [first["kind"] + "Binding"]))
+                kinds = {item["kind"].lower(): item["kind"] for item in load(path)}
+                main = kinds.pop(path.stem[3:], None)
+                self.assertIsNotNone(main)
+                self.assertEqual(list(kinds.values()), COMPANIONS.get(str(main), []))
 
     def test_every_file_says_why(self) -> None:
         for path in FILES:
@@ -200,7 +208,10 @@ class DeploymentTest(unittest.TestCase):
 
     def test_rollout(self) -> None:
         spec = self.deployment["spec"]
-        self.assertEqual(spec["strategy"], {"rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}})
+        self.assertEqual(
+            spec["strategy"],
+            {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
+        )
         self.assertNotIn("replicas", spec)
         scaler = one("HorizontalPodAutoscaler")["spec"]
         self.assertEqual(scaler["minReplicas"], 2)
