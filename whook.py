@@ -1557,7 +1557,7 @@ class Supervisor:
                 os.kill(process, signal.SIGKILL)
 
     def end(self, number: int) -> None:
-        """Pass a SIGTERM or SIGINT on. Who has not ended in time is killed; on a second one, all."""
+        """Pass a SIGTERM or SIGINT on. Who is late is killed; on a second one, all are."""
         grace = self.setup.options.grace_period if number == signal.SIGTERM else 0
         patience = grace + 2 * STUCK_AFTER if self.kill_at == math.inf else 0
         self.kill_at = time.monotonic() + patience
