@@ -311,7 +311,7 @@ class PodSecurityTest(unittest.TestCase):
             with self.subTest(owner["kind"]):
                 spec = pod_of(owner)["spec"]
                 user = spec["securityContext"]["runAsUser"]
-                groups = {"fsGroup": user} if "volumes" in spec else {}
+                groups = {"fsGroup": user} if owner["kind"] == "Deployment" else {}
                 self.assertEqual(
                     spec["securityContext"],
                     {
@@ -382,9 +382,12 @@ class PermissionsTest(unittest.TestCase):
         labels = pod_of(cronjob)["metadata"]["labels"]
         self.assertFalse(matches(one("Service")["spec"]["selector"], labels))
 
-    def test_the_key_never_becomes_a_file(self) -> None:
+    def test_the_key_never_reaches_a_disk(self) -> None:
         cronjob = one("CronJob", "renewal")
-        self.assertNotIn("volumes", pod_of(cronjob)["spec"])
+        (volume,) = pod_of(cronjob)["spec"]["volumes"]
+        self.assertEqual(volume["emptyDir"]["medium"], "Memory")
+        (mount,) = container_of(cronjob)["volumeMounts"]
+        self.assertEqual(mount, {"name": volume["name"], "mountPath": "/tmp"})
         flags = flags_of(container_of(cronjob))
         self.assertEqual(flags["cert-dir"], "")
         self.assertEqual(set(flags) - known_flags("certs.py"), set())
