@@ -19,7 +19,6 @@ import sys
 import tempfile
 import textwrap
 import threading
-import time
 import unittest
 import uuid
 from collections.abc import Callable, Iterator
@@ -29,6 +28,7 @@ from typing import Any
 import yaml
 
 from testing import controlplane, pki
+from testing.server import wait_for
 
 TOP = Path(__file__).parent
 MANIFESTS = TOP / "manifests"
@@ -162,7 +162,7 @@ def whook(log: Path, *arguments: str) -> Iterator[None]:
     with log.open("ab") as stream:
         process = subprocess.Popen(command, stderr=stream)
     try:
-        eventually(is_ready, f"whook is not ready, see {log}")
+        wait_for(is_ready, f"whook to be ready, see {log}", WITHIN)
         yield
     finally:
         process.send_signal(signal.SIGINT)  # as Ctrl-C
@@ -175,16 +175,6 @@ def is_ready() -> bool:
         connection.request("GET", "/readyz")
         return connection.getresponse().status == 200
     return False
-
-
-def eventually(condition: Callable[[], Any], otherwise: str) -> Any:
-    """What the condition returns as soon as that is true; AssertionError if it never is."""
-    end = time.monotonic() + WITHIN
-    while time.monotonic() < end:
-        if result := condition():
-            return result
-        time.sleep(0.1)
-    raise AssertionError(f"after {WITHIN:g} s still: {otherwise}")
 
 
 def manifest(path: str) -> dict[str, Any]:
@@ -223,11 +213,11 @@ def tunnel(folder: Path) -> Iterator[None]:
     options = [f"-o{key}={value}" for key, value in settings.items()]
     Path("/run/sshd").mkdir(exist_ok=True)
     anyone = ["-oStrictHostKeyChecking=no", "-oUserKnownHostsFile=/dev/null", "-oLogLevel=ERROR"]
-    login = ["-p", str(port), "-i", folder / "user", *anyone, f"root@{ADDRESSES[0]}"]
+    login = ["-p", str(port), "-i", str(folder / "user"), *anyone, f"root@{ADDRESSES[0]}"]
     remote = f"{ADDRESSES[0]}:8443:localhost:8443"
     server = subprocess.Popen([SSHD, "-D", "-f", "/dev/null", *options])
     try:
-        eventually(lambda: listens(ADDRESSES[0], port), "sshd does not listen")
+        wait_for(lambda: listens(ADDRESSES[0], port), "sshd to listen", WITHIN)
         client = subprocess.Popen(["ssh", "-N", "-R", remote, *login])
         try:
             yield
@@ -256,7 +246,7 @@ def kubelet(mounts: Path) -> Iterator[None]:
     """Stand in for scheduler and kubelet: bind the Deployment's pods to a node, run their command
     line on their addresses, report them ready, and keep the folders below `mounts` as the Secret
     and the ConfigMap are."""
-    pods = eventually(server_pods, "the Deployment does not have two pods")
+    pods = wait_for(server_pods, "the two pods of the Deployment", WITHIN)
     run("apply", "-f", "-", stdin=json.dumps(NODE))
     bring_files(mounts)
     (container,) = pods[0]["spec"]["containers"]
@@ -355,9 +345,9 @@ class StoryTest(unittest.TestCase):
 
     def see_a_mutated_pod(self) -> None:
         kubectl("rollout status deployment/whook -n whook --timeout=30s")
-        eventually(self.is_mutated, "the API server does not know the pods yet")
+        wait_for(self.is_mutated, "the API server to call the pods", WITHIN)
         kubectl("apply -f manifests/examples/busybox.yaml")
-        found = eventually(lambda: get("pods -l app=busybox")["items"], "busybox has no pod")
+        found = wait_for(lambda: get("pods -l app=busybox")["items"], "a pod of busybox", WITHIN)
         self.assertEqual(self.label_of(found[0]), TEAM)
 
     def apply_again(self) -> None:
@@ -378,7 +368,7 @@ class StoryTest(unittest.TestCase):
         kubectl("apply -f manifests/renewal/")
         kubectl("create job --from=cronjob/whook-certs now -n whook")
         found = f"pods -n whook -l {LABEL}=whook-certs"
-        pods = eventually(lambda: get(found)["items"], "the renewal's job has no pod")
+        pods = wait_for(lambda: get(found)["items"], "a pod of the renewal's job", WITHIN)
         (container,) = pods[0]["spec"]["containers"]
         before = get("secret whook-certs -n whook")["data"]
         account, mutated = self.renewal_account(), list[bool]()
@@ -427,7 +417,7 @@ class StoryTest(unittest.TestCase):
 
     def debug_on_the_laptop(self) -> None:
         kubectl("delete -f manifests/50-deployment.yaml -f manifests/60-service.yaml")
-        eventually(lambda: not self.is_mutated(), "pods are mutated though whook is gone")
+        wait_for(lambda: not self.is_mutated(), "a pod that nobody mutated", WITHIN)
         kubectl("apply -f manifests/debug/")
         certs(folder=self.folder)  # so that webhook-certs/ holds what the CronJob's run made
         arguments = (
@@ -436,14 +426,14 @@ class StoryTest(unittest.TestCase):
             "--policy=policies/",
         )
         with whook(self.folder / "laptop.log", *arguments):
-            eventually(self.is_mutated, "no pod is mutated by the laptop's whook")
+            wait_for(self.is_mutated, "the API server to call the laptop", WITHIN)
         self.assertFalse(self.is_mutated(), "with no whook, failurePolicy Ignore lets pods through")
 
     def return_to_normal(self) -> None:
         kubectl("delete -f manifests/debug/")
         kubectl("apply -f manifests/")
         with kubelet(self.folder):
-            eventually(self.is_mutated, "no pod is mutated after debugging")
+            wait_for(self.is_mutated, "the API server to call the pods again", WITHIN)
             slices = get("endpointslices -n whook")["items"]
             managers = {
                 s["metadata"]["labels"]["endpointslice.kubernetes.io/managed-by"] for s in slices
@@ -590,7 +580,7 @@ class AnswersTest(unittest.TestCase):
         kubectl("label namespace playground whook=enabled")
         kubectl("config set-context --current --namespace=playground")
         create(WIDGETS)
-        eventually(lambda: "default" in kubectl("get serviceaccounts -o name"), "no account")
+        wait_for(lambda: "default" in kubectl("get serviceaccounts -o name"), "an account", WITHIN)
         cls.server = cls.enterClassContext(contextlib.ExitStack())
         cls.start()
 
@@ -652,9 +642,10 @@ class AnswersTest(unittest.TestCase):
     def await_configuration(self, mark: str) -> None:
         item = configmap("sentinel")
         item["metadata"]["labels"] = {"sentinel": mark}
-        eventually(
+        wait_for(
             lambda: "is active" in create(item, "--dry-run=server", check=False),
-            "the configuration does nothing",
+            "the configuration to take effect",
+            WITHIN,
         )
 
     def test_deny(self) -> None:
@@ -741,7 +732,9 @@ class AnswersTest(unittest.TestCase):
             refusal(pod("held-up")),
         )
         kubectl("delete mutatingwebhookconfiguration count.example.com")
-        eventually(lambda: "created" in create(pod("freed"), check=False), "still refused")
+        wait_for(
+            lambda: "created" in create(pod("freed"), check=False), "a pod without whook", WITHIN
+        )
 
     def test_reinvocation(self) -> None:
         """The first policy sees the container that a later webhook adds, if it is asked again."""
@@ -784,7 +777,11 @@ class AnswersTest(unittest.TestCase):
         self.restart("--host=127.0.0.1")
         self.assertIn("connection refused", refusal(pod("untunnelled")))
         with tunnel(self.folder):
-            eventually(lambda: "created" in create(pod("tunnelled"), check=False), "no tunnel")
+            wait_for(
+                lambda: "created" in create(pod("tunnelled"), check=False),
+                "a call through the tunnel",
+                WITHIN,
+            )
 
 
 if __name__ == "__main__":
