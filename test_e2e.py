@@ -186,12 +186,12 @@ def configmap(name: str, **data: str) -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": data}
 
 
-def pod(name: str, **labels: str) -> dict[str, Any]:
+def pod(name: str) -> dict[str, Any]:
     container = {"name": "main", "image": "busybox:1.36.1"}
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": name, "labels": labels},
+        "metadata": {"name": name},
         "spec": {"containers": [container]},
     }
 
