@@ -465,7 +465,7 @@ class Cluster:
         from urllib3.exceptions import HTTPError
 
         if verb == "patch":
-            body, options["content_type"] = json.dumps(body), "application/apply-patch+yaml"
+            options["content_type"] = "application/apply-patch+yaml"
             options |= {"force_conflicts": True, "field_manager": FIELD_MANAGER}
         options["_request_timeout"] = min(CALL_LIMIT, max(DIAL_LIMIT, self.left()))
         namespace = options.pop("namespace", self.arguments.namespace)
@@ -564,11 +564,9 @@ class Configuration:
         return f"{self.resource[:-1]} {self.manifest['metadata']['name']}"
 
 
-def configuration(cluster: Cluster, resource: str) -> Configuration | None:
+def configuration(cluster: Cluster, resource: str, manifest: Json | None) -> Configuration | None:
     """The configuration, None where it is missing or has no webhook for our Service."""
-    wanted = cluster.arguments
-    manifest = cluster.find(resource, wanted.webhook_configuration) or {}
-    webhooks = []
+    manifest, wanted, webhooks = manifest or {}, cluster.arguments, []
     for webhook in manifest.get("webhooks") or []:
         service = webhook["clientConfig"].get("service") or {}
         if (service.get("namespace"), service.get("name")) == (wanted.namespace, wanted.service):
@@ -577,16 +575,20 @@ def configuration(cluster: Cluster, resource: str) -> Configuration | None:
 
 
 def configurations(cluster: Cluster) -> list[Configuration]:
-    """Both kinds under the one name; a Fault where neither has a webhook for our Service."""
-    found = [one for resource in CONFIGURATIONS if (one := configuration(cluster, resource))]
-    if not found:
-        wanted = cluster.arguments
-        raise Fault(
-            f'no webhook configuration "{wanted.webhook_configuration}" points at service '
-            f"{wanted.namespace}/{wanted.service}",
-            "kubectl apply -f manifests/ makes it; or see --webhook-configuration and --service",
-        )
-    return found
+    """Both kinds under each name; a Fault where none has a webhook for our Service."""
+    wanted = cluster.arguments
+    names = wanted.webhook_configuration
+    sought = [(resource, name) for resource in CONFIGURATIONS for name in names]
+    found = [configuration(cluster, resource, cluster.find(resource, n)) for resource, n in sought]
+    if not any(found):
+        message = f"no webhook configuration {', '.join(names)} points at service "
+        hint = "kubectl apply -f manifests/ makes it; or see --webhook-configuration and --service"
+        raise Fault(f"{message}{wanted.namespace}/{wanted.service}", hint)
+    return [one for one in found if one]
+
+
+def each(found: list[Configuration]) -> list[tuple[Configuration, Json]]:
+    return [(one, webhook) for one in found for webhook in one.webhooks]
 
 
 def bundle_of(webhook: Json) -> bytes:
@@ -620,6 +622,17 @@ def secret_pair(secret: Json | None) -> Pair | None:
     return Pair(parts[0], parts[1], pem(*certificates_in(parts[2]))) if all(parts) else None
 
 
+def secret_label(cluster: Cluster) -> str:
+    return f"secret {cluster.arguments.namespace}/{cluster.arguments.secret}"
+
+
+def wrong_type(cluster: Cluster, secret: Json) -> tuple[str, str]:
+    """Message and remedy: the API server lets nobody change a Secret's type."""
+    message = f"type {secret['type']}, not kubernetes.io/tls"
+    where = f"{cluster.arguments.namespace} delete secret {cluster.arguments.secret}"
+    return message, f"kubectl -n {where}; python certs.py"
+
+
 def signer_of(secret: Json | None) -> str | None:
     annotations = (secret or {"metadata": {}})["metadata"].get("annotations") or {}
     return annotations.get(SIGNER_ANNOTATION)
@@ -631,7 +644,7 @@ def endpoints(cluster: Cluster, found: list[Configuration]) -> list[Address]:
     A Service's port finds the endpoints' port by its name, not by its number."""
     name = cluster.arguments.service
     service = cluster.find("services", name) or {"spec": {}}
-    numbers = {w["clientConfig"]["service"].get("port", 443) for one in found for w in one.webhooks}
+    numbers = {w["clientConfig"]["service"].get("port", 443) for _, w in each(found)}
     ports = {p.get("name", "") for p in service["spec"].get("ports", []) if p["port"] in numbers}
     selector = f"kubernetes.io/service-name={name}"
     slices = cluster.call("list", "endpointslices", label_selector=selector)["items"]
@@ -888,18 +901,19 @@ def narrowed(current: bytes, pair: Pair, stale: set[x509.Certificate]) -> bytes:
 
 
 def stale_anchors(found: list[Configuration], pair: Pair) -> set[x509.Certificate]:
-    trusted = {a for one in found for w in one.webhooks for a in certificates_in(bundle_of(w))}
+    trusted = {anchor for _, w in each(found) for anchor in certificates_in(bundle_of(w))}
     return trusted - {*certificates_in(pair.bundle)}
 
 
-def apply_bundle(cluster: Cluster, resource: str, change: Callable[[bytes], bytes]) -> bool:
+def apply_bundle(cluster: Cluster, old: Configuration, change: Callable[[bytes], bytes]) -> bool:
     """Server-side apply of caBundle to each webhook of ours; False where all are as they should be.
 
     The uid keeps this from making a configuration that somebody has deleted, the resourceVersion
     from undoing what another run did."""
-    one = configuration(cluster, resource)
+    name = old.manifest["metadata"]["name"]
+    one = configuration(cluster, old.resource, cluster.find(old.resource, name))
     if not one:
-        raise Fault(f"{resource[:-1]}: gone since this run began", "apply the manifests, run again")
+        raise Fault(f"{old.label}: gone since this run began", "apply the manifests, run again")
     wanted = {webhook["name"]: change(bundle_of(webhook)) for webhook in one.webhooks}
     if all(bundle_of(webhook) == wanted[webhook["name"]] for webhook in one.webhooks):
         return False
@@ -908,14 +922,14 @@ def apply_bundle(cluster: Cluster, resource: str, change: Callable[[bytes], byte
     metadata = {key: one.manifest["metadata"][key] for key in ("name", "uid", "resourceVersion")}
     manifest = {
         "apiVersion": "admissionregistration.k8s.io/v1",
-        "kind": CONFIGURATIONS[resource],
+        "kind": CONFIGURATIONS[one.resource],
         "metadata": metadata,
         "webhooks": [
-            {"name": name, "clientConfig": {"caBundle": encode(bundle)}}
-            for name, bundle in wanted.items()
+            {"name": webhook, "clientConfig": {"caBundle": encode(bundle)}}
+            for webhook, bundle in wanted.items()
         ],
     }
-    cluster.call("patch", resource, metadata["name"], manifest)
+    cluster.call("patch", one.resource, name, manifest)
     count = max(len(certificates_in(bundle)) for bundle in wanted.values())
     say(f"{one.label}: caBundle of {', '.join(wanted)}: {count} CA" + "s" * (count > 1))
     return True
@@ -925,7 +939,7 @@ def apply_bundles(
     cluster: Cluster, found: list[Configuration], change: Callable[[bytes], bytes]
 ) -> bool:
     """True if any caBundle was written."""
-    actions = [functools.partial(apply_bundle, cluster, one.resource, change) for one in found]
+    actions = [functools.partial(apply_bundle, cluster, one, change) for one in found]
     return any([cluster.settle_conflicts(action) for action in actions])
 
 
@@ -1039,10 +1053,9 @@ def plan(
     steps = []
     if reason:
         steps.append(f"{secret_label(cluster)}: issue and write a certificate: {reason}")
-    for one in found:
-        for webhook in one.webhooks:
-            if reason or not pair or bundle_of(webhook) != pair.bundle:
-                steps.append(f"{one.label}, webhook {webhook['name']}: write caBundle")
+    for one, webhook in each(found):
+        if reason or not pair or bundle_of(webhook) != pair.bundle:
+            steps.append(f"{one.label}, webhook {webhook['name']}: write caBundle")
     if folder and (reason or read_files(folder) != pair):
         steps.append(f"{folder}: write {', '.join(FILES)}")
     return steps
@@ -1057,9 +1070,8 @@ def ensure(arguments: argparse.Namespace) -> None:
         refuse_other_owner(one)
     secret = cluster.find("secrets", arguments.secret)
     if secret and secret["type"] != "kubernetes.io/tls":
-        hint = f"its type can't be changed: kubectl -n {arguments.namespace} delete secret "
-        message = f"{secret_label(cluster)}: type {secret['type']}, not kubernetes.io/tls"
-        raise Fault(message, hint + arguments.secret)
+        message, hint = wrong_type(cluster, secret)
+        raise Fault(f"{secret_label(cluster)}: {message}", hint)
     pair, reason = secret_pair(secret), issue_reason(cluster, secret)
     steps = plan(cluster, found, pair, reason)
     if pair and not steps:
@@ -1088,10 +1100,6 @@ def carry_out(
         print("caBundle still holds the old CAs, so no call fails; a later run takes them out")
 
 
-def secret_label(cluster: Cluster) -> str:
-    return f"secret {cluster.arguments.namespace}/{cluster.arguments.secret}"
-
-
 def summary(cluster: Cluster, pair: Pair) -> str:
     return f"{secret_label(cluster)}: certificate for {cluster.dns_name}, valid {span(pair.leaf)}"
 
@@ -1101,7 +1109,7 @@ def summary(cluster: Cluster, pair: Pair) -> str:
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the diagnosis; only an "error" makes the exit status 1."""
+    """One line of the diagnosis: "ok", "warning" or "error"; an error makes the exit status 1."""
 
     status: str
     subject: str
@@ -1109,109 +1117,108 @@ class Finding:
     fix: str = ""
 
 
+ok, warning, error = (functools.partial(Finding, word) for word in ("ok", "warning", "error"))
+RERUN = "python certs.py"
+
+
 def permissions(arguments: argparse.Namespace) -> list[tuple[str, str, str]]:
     """What a renewal must be allowed: verb, resource, name. The module's docstring explains."""
-    signer = arguments.signer_name
+    signer, names = arguments.signer_name, arguments.webhook_configuration
     rules = [(verb, CSR, "") for verb in ("create", "get", "delete")]
     rules += [("update", f"{CSR}/approval", ""), ("approve", "signers", signer)]
     if signer == OWN_SIGNER:
         rules += [("update", f"{CSR}/status", ""), ("sign", "signers", signer)]
     else:
         rules += [("get", "configmaps", "kube-root-ca.crt")]
-    for resource in CONFIGURATIONS:
-        rules += [(verb, resource, arguments.webhook_configuration) for verb in ("get", "patch")]
+    rules += [
+        (v, kind, name) for kind in CONFIGURATIONS for name in names for v in ("get", "patch")
+    ]
     rules += [(verb, "secrets", arguments.secret) for verb in ("get", "update")]
     return [*rules, ("get", "services", arguments.service), ("list", "endpointslices", "")]
 
 
+def allowed(cluster: Cluster, verb: str, resource: str, name: str) -> bool:
+    plural, _, subresource = resource.partition("/")
+    asked = {"verb": verb, "resource": plural, "subresource": subresource, "name": name}
+    asked["group"] = GROUPS.get(plural, "")
+    if plural in NAMESPACED:
+        asked["namespace"] = cluster.arguments.namespace
+    review = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SelfSubjectAccessReview",
+        "spec": {"resourceAttributes": asked},
+    }
+    answer = cluster.call("create", "selfsubjectaccessreviews", body=review)
+    return bool(answer["status"]["allowed"])
+
+
 def check_permissions(cluster: Cluster) -> Iterator[Finding]:
     """A user who may not renew can still check, so what is missing here is a warning."""
-    rules, missing = permissions(cluster.arguments), []
-    for verb, resource, name in rules:
-        plural, _, subresource = resource.partition("/")
-        group = GROUPS.get(plural, "")
-        asked = {"verb": verb, "group": group, "resource": plural, "subresource": subresource}
-        asked |= {"name": name}
-        if plural in NAMESPACED:
-            asked["namespace"] = cluster.arguments.namespace
-        review = {
-            "apiVersion": "authorization.k8s.io/v1",
-            "kind": "SelfSubjectAccessReview",
-            "spec": {"resourceAttributes": asked},
-        }
-        answer = cluster.call("create", "selfsubjectaccessreviews", body=review)
-        if not answer["status"]["allowed"]:
-            missing.append((verb, resource, name, rule(verb, group, resource, name)))
-    for verb, resource, name, fix in missing:
-        yield Finding(
-            "warning", "permissions", f"you may not {verb} {resource} {name}".strip(), fix
-        )
+    rules = permissions(cluster.arguments)
+    missing = [asked for asked in rules if not allowed(cluster, *asked)]
+    for verb, resource, name in missing:
+        fix = rule(verb, GROUPS.get(resource.partition("/")[0], ""), resource, name)
+        yield warning("permissions", f"you may not {verb} {resource} {name}".strip(), fix)
     if not missing:
-        yield Finding("ok", "permissions", f"all {len(rules)} that a renewal needs")
+        yield ok("permissions", f"all {len(rules)} that a renewal needs")
 
 
 def check_configurations(cluster: Cluster) -> Iterator[Finding]:
     """Each webhook's Service, port, path and caBundle."""
-    wanted = cluster.arguments
-    service = cluster.find("services", wanted.service)
+    service = cluster.find("services", cluster.arguments.service)
     ports = [port["port"] for port in (service or {"spec": {}})["spec"].get("ports", [])]
-    for one in configurations(cluster):
-        for webhook in one.webhooks:
-            subject, target = f"webhook {webhook['name']}", webhook["clientConfig"]["service"]
-            port, path = target.get("port", 443), target.get("path", "/")
-            if not service:
-                message = f"service {wanted.namespace}/{wanted.service} does not exist"
-                yield Finding("error", subject, message, "kubectl apply -f manifests/")
-            elif port not in ports:
-                message = f"port {port} is none of the service's ports {ports}"
-                yield Finding(
-                    "error", subject, message, "set clientConfig.service.port to its port"
-                )
-            if not re.fullmatch(r"/(mutate|validate)(/[^/]+)?", path):
-                fix = "set clientConfig.service.path to /mutate or /validate, alone or with /NAME"
-                yield Finding("error", subject, f"whook has no path {path}", fix)
-            yield from check_bundle(subject, bundle_of(webhook))
+    for _, webhook in each(configurations(cluster)):
+        subject, target = f"webhook {webhook['name']}", webhook["clientConfig"]["service"]
+        port, path = target.get("port", 443), target.get("path", "/")
+        if not service:
+            message = f"service {target['namespace']}/{target['name']} does not exist"
+            yield error(subject, message, "kubectl apply -f manifests/")
+        elif port not in ports:
+            message = f"port {port} is none of the service's ports {ports}"
+            yield error(subject, message, "set clientConfig.service.port to its port")
+        if not re.fullmatch(r"/(mutate|validate)(/[^/]+)?", path):
+            fix = "set clientConfig.service.path to /mutate or /validate, alone or with /NAME"
+            yield error(subject, f"whook has no path {path}", fix)
+        bundle = bundle_of(webhook)
+        blocks, anchors = bundle.count(b"-----BEGIN"), certificates_in(bundle)
+        good = len(alive(anchors, now()))
+        if good < max(blocks, 1):
+            message = f"caBundle: {good} of {blocks} PEM blocks are a CA that is valid now"
+            yield (warning if good else error)(subject, message, RERUN)
 
 
-def check_bundle(subject: str, bundle: bytes) -> Iterator[Finding]:
-    anchors = certificates_in(bundle)
-    blocks = bundle.count(b"-----BEGIN")
-    expired = len(anchors) - len(alive(anchors, now()))
-    if not anchors or expired == len(anchors):
-        message = f"caBundle holds no valid CA ({blocks} PEM blocks, {expired} expired)"
-        yield Finding("error", subject, message, "python certs.py")
-    elif expired or blocks > len(anchors):
-        message = f"caBundle: {expired} expired, {blocks - len(anchors)} unreadable of {blocks}"
-        yield Finding("warning", subject, message, "python certs.py")
+def check_strays(cluster: Cluster) -> Iterator[Finding]:
+    """Configurations that call us under names that this run, and so the renewal, leaves alone."""
+    for resource in CONFIGURATIONS:
+        for manifest in cluster.call("list", resource)["items"]:
+            one, name = configuration(cluster, resource, manifest), manifest["metadata"]["name"]
+            if one and name not in cluster.arguments.webhook_configuration:
+                fix = f"{RERUN} --webhook-configuration {name}, beside those it has"
+                yield warning(one.label, "calls whook, but is not named here", fix)
 
 
 def check_secret(cluster: Cluster) -> Iterator[Finding]:
     """Type, keys, key and certificate, names, expiry; and the leaf against every caBundle."""
-    wanted, subject, fix = cluster.arguments, secret_label(cluster), "python certs.py"
-    secret = cluster.find("secrets", wanted.secret)
+    subject, secret = secret_label(cluster), cluster.find("secrets", cluster.arguments.secret)
     pair = secret_pair(secret)
     if not secret:
-        yield Finding("error", subject, "does not exist", fix)
+        yield error(subject, "does not exist", RERUN)
         return
     if secret["type"] != "kubernetes.io/tls":
-        delete = f"kubectl -n {wanted.namespace} delete secret {wanted.secret}"
-        message = f"type {secret['type']}, not kubernetes.io/tls"
-        yield Finding("error", subject, message, f"{delete}; {fix}")
+        yield error(subject, *wrong_type(cluster, secret))
     if not pair:
-        yield Finding("error", subject, "lacks one of tls.crt, tls.key, ca.crt", fix)
+        yield error(subject, "lacks one of tls.crt, tls.key, ca.crt", RERUN)
         return
     if reason := renewal_flaw(pair, [cluster.dns_name]):
-        yield Finding("error", subject, reason, fix)
+        yield error(subject, reason, RERUN)
     else:
-        yield Finding("ok", subject, f"certificate valid {span(pair.leaf)}")
-    for one in configurations(cluster):
-        for webhook in one.webhooks:
-            seen = replace(pair, bundle=bundle_of(webhook))
-            if reason := renewal_flaw(seen, [cluster.dns_name]):
-                message = f"its caBundle does not fit {subject}: {reason}"
-                yield Finding("error", f"webhook {webhook['name']}", message, fix)
-            else:
-                yield Finding("ok", f"webhook {webhook['name']}", f"trusts {subject}")
+        yield ok(subject, f"certificate valid {span(pair.leaf)}")
+    for _, webhook in each(configurations(cluster)):
+        name = f"webhook {webhook['name']}"
+        if reason := renewal_flaw(replace(pair, bundle=bundle_of(webhook)), [cluster.dns_name]):
+            yield error(name, f"its caBundle does not fit {subject}: {reason}", RERUN)
+        else:
+            yield ok(name, f"trusts {subject}")
 
 
 def check_endpoints(cluster: Cluster) -> Iterator[Finding]:
@@ -1220,22 +1227,23 @@ def check_endpoints(cluster: Cluster) -> Iterator[Finding]:
     addresses = endpoints(cluster, found)
     if not addresses:
         message = f"service {namespace}/{cluster.arguments.service} has no ready endpoint"
-        yield Finding("error", "endpoints", message, f"kubectl -n {namespace} get pods")
+        yield error("endpoints", message, f"kubectl -n {namespace} get pods")
     pair = secret_pair(cluster.find("secrets", cluster.arguments.secret))
-    bundles = {bundle_of(webhook) for one in found for webhook in one.webhooks}
+    bundles = {bundle_of(webhook) for _, webhook in each(found)}
     for address, der in zip(addresses, dial_all(cluster, addresses), strict=True):
         subject = f"endpoint {address[0]}:{address[1]}"
         if not der:
             fix = "from outside the cluster that is normal; else see the pod's log"
-            yield Finding("warning", subject, "cannot be reached from here", fix)
+            yield warning(subject, "cannot be reached from here", fix)
         elif pair and der == pair.leaf.public_bytes(serialization.Encoding.DER):
-            yield Finding("ok", subject, "serves the secret's certificate")
+            yield ok(subject, "serves the secret's certificate")
         else:
-            trusted = all(trusts(address, cluster.dns_name, bundle) for bundle in bundles)
-            kind = "one that is still trusted" if trusted else "one that is not trusted"
+            message = "serves another certificate than the secret's, one that is "
             fix = f"kubectl -n {namespace} rollout restart deployment whook"
-            message = f"serves another certificate than the secret's, {kind}"
-            yield Finding("warning" if trusted else "error", subject, message, fix)
+            if all(trusts(address, cluster.dns_name, bundle) for bundle in bundles):
+                yield warning(subject, message + "still trusted", fix)
+            else:
+                yield error(subject, message + "not trusted", fix)
 
 
 def trusts(address: Address, name: str, bundle: bytes) -> bool:
@@ -1262,19 +1270,17 @@ def check_namespaces(cluster: Cluster) -> Iterator[Finding]:
         namespace["metadata"]["name"]: namespace["metadata"].get("labels") or {}
         for namespace in cluster.call("list", "namespaces")["items"]
     }
-    for one in configurations(cluster):
-        for webhook in one.webhooks:
-            subject, selector = f"webhook {webhook['name']}", webhook.get("namespaceSelector") or {}
-            chosen = [name for name in labels if selects(selector, labels[name])]
-            if own in chosen:
-                fix = f"add to namespaceSelector: kubernetes.io/metadata.name NotIn [{own}]"
-                message = f"namespace {own} is not excluded, so whook could lock itself out"
-                yield Finding("warning", subject, message, fix)
-            if not chosen:
-                fix = "kubectl label namespace default whook=enabled"
-                yield Finding("warning", subject, "selects no namespace", fix)
-            elif own not in chosen and one.resource.startswith("mutating"):
-                yield try_pod(cluster, subject, chosen[0])
+    for one, webhook in each(configurations(cluster)):
+        subject, selector = f"webhook {webhook['name']}", webhook.get("namespaceSelector") or {}
+        chosen = [name for name in labels if selects(selector, labels[name])]
+        if own in chosen:
+            fix = f"add to namespaceSelector: kubernetes.io/metadata.name NotIn [{own}]"
+            yield warning(subject, f"selects namespace {own}: whook could lock itself out", fix)
+        if not chosen:
+            fix = "kubectl label namespace default whook=enabled"
+            yield warning(subject, "selects no namespace", fix)
+        elif own not in chosen and one.resource.startswith("mutating"):
+            yield try_pod(cluster, subject, chosen[0])
 
 
 def try_pod(cluster: Cluster, subject: str, namespace: str) -> Finding:
@@ -1293,20 +1299,23 @@ def try_pod(cluster: Cluster, subject: str, namespace: str) -> Finding:
         metadata = answer["metadata"]
         return {k: metadata.get(k) for k in ("labels", "annotations")} | {"spec": answer["spec"]}
 
+    what = f"a dry-run pod in namespace {namespace}"
     try:
         mutated = created(namespace) != created(cluster.arguments.namespace)
     except Fault as fault:
         if "denied the request" in str(fault):
-            return Finding("ok", subject, f"a dry-run pod in namespace {namespace} was denied")
-        return Finding("error", subject, f"a dry-run pod failed: {fault}", "see the other findings")
+            return ok(subject, f"{what} was denied: {fault}")
+        return error(subject, f"{what} failed: {fault}", "see the other findings")
     if mutated:
-        return Finding("ok", subject, f"a dry-run pod in namespace {namespace} came back mutated")
-    message = f"a dry-run pod in namespace {namespace} came back as it was sent"
-    fix = "if a policy should change it, see whook's log; failurePolicy Ignore hides a failed call"
-    return Finding("warning", subject, message, fix)
+        return ok(subject, f"{what} came back mutated")
+    fix = "should a policy change it? see whook's log: failurePolicy Ignore hides a failed call"
+    return warning(subject, f"{what} came back as it was sent", fix)
 
 
-CHECKS = (check_permissions, check_configurations, check_secret, check_endpoints, check_namespaces)
+CHECKS = (
+    *(check_permissions, check_configurations, check_strays),
+    *(check_secret, check_endpoints, check_namespaces),
+)
 
 
 def check(arguments: argparse.Namespace) -> int:
@@ -1319,7 +1328,7 @@ def check(arguments: argparse.Namespace) -> int:
             raise
         except Fault as fault:
             hop = look.__name__.removeprefix("check_")
-            findings.append(Finding("error", hop, str(fault), fault.hint))
+            findings.append(error(hop, str(fault), fault.hint))
     findings = list(dict.fromkeys(findings))
     if arguments.output == "json":
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
@@ -1404,7 +1413,8 @@ usage: python certs.py [ensure]     issue, publish, renew: whatever is called fo
 
 which cluster, and what in it (ensure, check, ca-bundle)
   --kubeconfig FILE, --context NAME     as for kubectl; in a pod its ServiceAccount is used
-  --namespace whook, --service whook, --secret whook-certs, --webhook-configuration whook
+  --namespace whook, --service whook, --secret whook-certs
+  --webhook-configuration whook         of both kinds; may be repeated
   --timeout 60                          seconds for the whole run
 
 which certificate (ensure, check)
@@ -1480,7 +1490,7 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
     cluster, key, signer = (Parser(add_help=False, allow_abbrev=False) for _ in range(3))
     for flag, default in (("namespace", "whook"), ("service", "whook"), ("secret", "whook-certs")):
         cluster.add_argument(f"--{flag}", type=dns_name, default=default)
-    cluster.add_argument("--webhook-configuration", type=dns_name, default="whook")
+    cluster.add_argument("--webhook-configuration", type=dns_name, action="append")
     cluster.add_argument("--kubeconfig")
     cluster.add_argument("--context")
     cluster.add_argument("--timeout", type=seconds, default="60")
@@ -1512,8 +1522,11 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
             top.error(f"--ca-key needs --ca-cert, and signer {OWN_SIGNER}: others have their own")
         if arguments.ca_cert and own and not arguments.ca_key:
             top.error(f"--ca-cert without --ca-key is for a signer other than {OWN_SIGNER}")
-    if arguments.command == "local" and not arguments.cert_dir:
-        top.error("--cert-dir may not be empty: local makes files")
+    if arguments.command == "local":
+        if not arguments.cert_dir:
+            top.error("--cert-dir may not be empty: local makes files")
+    elif not arguments.webhook_configuration:
+        arguments.webhook_configuration = ["whook"]
     return arguments
 
 

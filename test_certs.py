@@ -876,6 +876,23 @@ class Cases(InFolder):
         self.ensure()
         self.assertEqual(self.published(), pair_of(self.old, self.root.pem))
 
+    def test_configurations_under_several_names(self):
+        more = fixtures(*self.endpoint.address)[MUTATING]
+        more["metadata"]["name"] = "more"
+        self.front.ask("POST", MUTATING, more)
+        self.addCleanup(self.remove, f"{MUTATING}/more")
+        self.ensure()
+        stray = {
+            "status": "warning",
+            "subject": "mutatingwebhookconfiguration more",
+            "message": "calls whook, but is not named here",
+            "fix": "python certs.py --webhook-configuration more, beside those it has",
+        }
+        self.assertIn(stray, self.findings()[1])
+        self.ensure("--webhook-configuration", "whook", "--webhook-configuration", "more")
+        bundle = self.front.ask("GET", f"{MUTATING}/more")["webhooks"][0]["clientConfig"]
+        self.assertEqual(base64.b64decode(bundle["caBundle"]), self.published().bundle)
+
     def test_a_wiped_bundle_comes_back(self):
         """As after a `kubectl apply` by a tool that owns every field, or a fresh manifest."""
         self.ensure()
@@ -1130,7 +1147,7 @@ class Cases(InFolder):
             (status, err),
             (
                 1,
-                'whook: error: no webhook configuration "whook" points at service whook/whook\n'
+                "whook: error: no webhook configuration whook points at service whook/whook\n"
                 "whook: hint: kubectl apply -f manifests/ makes it; or see "
                 "--webhook-configuration and --service\n",
             ),
@@ -1153,7 +1170,7 @@ class Cases(InFolder):
         self.assertEqual(
             self.fails(),
             "whook: error: secret whook/whook-certs: type Opaque, not kubernetes.io/tls\nwhook: "
-            "hint: its type can't be changed: kubectl -n whook delete secret whook-certs\n",
+            "hint: kubectl -n whook delete secret whook-certs; python certs.py\n",
         )
 
     def test_forbidden(self):
@@ -1357,10 +1374,10 @@ caBundle: ${CA_BUNDLE}
         again, service = "python certs.py", "/api/v1/namespaces/whook/services/whook"
         cases = [
             (lambda: self.set_bundles(foreign.pem), "its caBundle does not fit secret", again),
-            (lambda: self.set_bundles(b""), "caBundle holds no valid CA (0 PEM blocks", again),
+            (lambda: self.set_bundles(b""), "caBundle: 0 of 0 PEM blocks are a CA that is", again),
             (
                 lambda: self.set_bundles(pki.Authority("x", -3 * DAY, -DAY).pem),
-                "caBundle holds no valid CA (1 PEM blocks, 1 expired)",
+                "caBundle: 0 of 1 PEM blocks are a CA that is valid now",
                 again,
             ),
             (secret(begin=-3 * DAY, end=-DAY), "the certificate is valid only from", again),
@@ -1425,8 +1442,8 @@ caBundle: ${CA_BUNDLE}
         self.assertEqual(status, 0, found)
         for start in (
             "serves another certificate than the secret's, one that is still trusted: kubectl",
-            "caBundle: 1 expired, 1 unreadable of 3: python certs.py",
-            "namespace whook is not excluded, so whook could lock itself out: add to namespaceSel",
+            "caBundle: 1 of 3 PEM blocks are a CA that is valid now: python certs.py",
+            "selects namespace whook: whook could lock itself out: add to namespaceSelector: ",
             "selects no namespace: kubectl label namespace default whook=enabled",
         ):
             self.assertTrue([w for w in warnings if w.startswith(start)], warnings)
@@ -1437,7 +1454,7 @@ caBundle: ${CA_BUNDLE}
         self.assertEqual(status, 1)
         messages = [f"{f['status']} {f['subject']}: {f['message']}" for f in found]
         self.assertIn(
-            'error configurations: no webhook configuration "whook" points at service whook/whook',
+            "error configurations: no webhook configuration whook points at service whook/whook",
             messages,
         )
         self.assertIn("error secret whook/whook-certs: does not exist", messages)
