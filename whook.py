@@ -242,22 +242,33 @@ class Request:
             )
         self.response.audit[key] = str(value)
 
-    def read(self, obj: Any, path: str, kind: type, create: bool = False) -> Any:
-        """The value at a path like "spec.template", of this type; an empty one, not to be edited,
-        where it or a parent is missing or null. ValueError names a field of another type."""
+    def read(self, obj: Any, path: str, kind: type | list[type], create: bool = False) -> Any:
+        """The value at a path like "spec.template", of this type ([str]: a list of strings); an
+        empty one, not to be edited, where it or a parent is missing or null. No key in the path
+        may have a dot in it. ValueError names the field that is of another type."""
+        outer, items = (list, kind) if isinstance(kind, list) else (kind, [])
         keys = path.split(".")
         for depth, key in enumerate(keys, 1):
-            parent, wanted = obj, kind if depth == len(keys) else dict
+            parent, wanted = obj, outer if depth == len(keys) else dict
             obj = wanted() if parent.get(key) is None else parent[key]
             if type(obj) is not wanted:
                 raise ValueError(f"{'.'.join(keys[:depth])} must be {_TYPE_NAMES[wanted]}")
             if create:
                 parent[key] = obj
+        for index, item in enumerate(obj if items else ()):
+            if type(item) is not items[0]:
+                raise ValueError(f"{path}[{index}] must be {_TYPE_NAMES[items[0]]}")
         return obj
 
-    def edit(self, obj: Any, path: str, kind: type) -> Any:
+    def edit(self, obj: Any, path: str, kind: type | list[type]) -> Any:
         """As read(), but what was missing is put into `obj`, to be edited there."""
         return self.read(obj, path, kind, create=True)
+
+    def add(self, obj: Any, path: str, item: dict[str, Any], key: str = "name") -> None:
+        """Append a copy of `item` to the list at `path`, unless one with the same `key` is there.
+        A copy, as the next policy may edit it, and `item` is usually a constant."""
+        if all(other.get(key) != item[key] for other in self.read(obj, path, [dict])):
+            self.edit(obj, path, [dict]).append(thaw(freeze(item)))
 
     def pod(self, obj: Any) -> Any:
         """What has a pod's metadata and spec: the Pod itself, or a workload's template. None for
@@ -273,10 +284,8 @@ class Request:
         ephemeral ones, or those in `parts`. In a Pod that exists, only their image is mutable."""
         pod, old = self._pod(obj) or {}, self._pod(self.old_object) or {}
         for part in parts or ("initContainers", "containers", "ephemeralContainers"):
-            before = self.read(old, f"spec.{part}", list)
-            for index, container in enumerate(self.read(pod, f"spec.{part}", list)):
-                if type(container) is not dict:
-                    raise ValueError(f"spec.{part}[{index}] must be an object")
+            before = self.read(old, f"spec.{part}", [dict])
+            for container in self.read(pod, f"spec.{part}", [dict]):
                 if container not in before:
                     yield container
 
