@@ -1,25 +1,21 @@
 """Images are pinned: each container names a tag other than latest, or a digest.
 
-Reads spec.containers, initContainers and ephemeralContainers. Rule: CREATE, UPDATE of pods and
-pods/ephemeralcontainers.
+Reads the image of init, plain and ephemeral containers, in pods and in pod templates; what an
+UPDATE leaves as it was stays allowed. Rule: CREATE, UPDATE of pods and pods/ephemeralcontainers.
 """
 
 
 def validate(obj, request):
-    if request.kind.kind != "Pod" or obj is None:
-        return
-    for part in ("initContainers", "containers", "ephemeralContainers"):
-        for container in obj["spec"].get(part) or []:
-            name, image = container["name"], container["image"]
-            if not pinned(image):
-                request.deny(
-                    f'container "{name}": image "{image}" has a mutable tag; '
-                    "pin a version or a digest"
-                )
+    for container in request.containers(obj):
+        name, image = container.get("name"), request.read(container, "image", str)
+        if not pinned(image):
+            request.deny(
+                f'container "{name}": image "{image}" has a mutable tag; pin a version or a digest'
+            )
 
 
 def pinned(image):
-    if "@sha256:" in image:
-        return True
+    if "@" in image:
+        return True  # a digest
     tag = image.rpartition("/")[2].partition(":")[2]  # a colon before the slash is a port
     return tag not in ("", "latest")

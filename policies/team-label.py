@@ -8,5 +8,5 @@ LABEL, TEAM = "example.com/team", "shop"
 
 
 def mutate(obj, request):
-    if "metadata" in obj:  # the options of exec, attach and port-forward have none
-        obj["metadata"].setdefault("labels", {}).setdefault(LABEL, TEAM)
+    if not request.sub_resource:  # a Scale, an Eviction or an exec is no object of its own
+        request.edit(obj, "metadata.labels", dict).setdefault(LABEL, TEAM)

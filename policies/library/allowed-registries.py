@@ -1,0 +1,20 @@
+"""Images come from the company's registries only.
+
+Reads the image of init, plain and ephemeral containers, in pods and in pod templates; what an
+UPDATE leaves as it was stays allowed. Rule: CREATE, UPDATE of pods and pods/ephemeralcontainers.
+"""
+
+ALLOWED = (  # each ends with a slash: else registry.example.com.evil.test would pass
+    "registry.example.com/",
+    "mirror.example.com/",
+)
+
+
+def validate(obj, request):
+    for container in request.containers(obj):
+        name, image = container.get("name"), request.read(container, "image", str)
+        if not image.startswith(ALLOWED):
+            request.deny(
+                f'container "{name}": image "{image}" is from no allowed registry; '
+                f"take it from {' or '.join(ALLOWED)}"
+            )

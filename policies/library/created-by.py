@@ -1,0 +1,41 @@
+"""Objects say who created them, in an annotation that nobody can forge or take away.
+
+Reads userInfo.username and the old object; writes metadata.annotations.
+Rule: CREATE, UPDATE of deployments, statefulsets, jobs, services, configmaps and secrets.
+Whatever the user puts there is replaced: on UPDATE by what the object had before. What a controller
+makes names the controller's user. validate refuses what another webhook made of it afterwards.
+"""
+
+ANNOTATION = "example.com/created-by"
+
+
+def mutate(obj, request):
+    if request.sub_resource:
+        return
+    annotations = request.read(obj, "metadata.annotations", dict)
+    author = rightful_author(request)
+    if author is not None:
+        request.edit(obj, "metadata.annotations", dict)[ANNOTATION] = author
+    elif ANNOTATION in annotations:
+        del annotations[ANNOTATION]
+
+
+def validate(obj, request):
+    if request.sub_resource or obj is None:
+        return
+    author, found = rightful_author(request), author_in(obj, request)
+    if found != author:
+        request.deny(
+            f'metadata.annotations: "{ANNOTATION}" is {found!r} and must be {author!r}; '
+            "leave it to the webhook"
+        )
+
+
+def rightful_author(request):
+    if request.operation == "CREATE":
+        return request.read(request.user_info, "username", str)
+    return author_in(request.old_object or {}, request)
+
+
+def author_in(obj, request):
+    return request.read(obj, "metadata.annotations", dict).get(ANNOTATION)

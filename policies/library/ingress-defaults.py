@@ -1,0 +1,24 @@
+"""An Ingress has a class, and TLS for its hosts, with a certificate from cert-manager.
+
+Reads spec.rules; writes spec.ingressClassName, spec.tls and metadata.annotations.
+Rule: CREATE, UPDATE of ingresses.
+A class, also in the old annotation, and any tls stay as they are.
+"""
+
+CLASS = "nginx"
+ISSUER = {"cert-manager.io/cluster-issuer": "letsencrypt"}
+
+
+def mutate(obj, request):
+    if request.kind.kind != "Ingress" or request.sub_resource:
+        return
+    spec = request.edit(obj, "spec", dict)
+    annotations = request.read(obj, "metadata.annotations", dict)
+    if not spec.get("ingressClassName") and "kubernetes.io/ingress.class" not in annotations:
+        spec["ingressClassName"] = CLASS
+    hosts = [request.read(rule, "host", str) for rule in request.read(spec, "rules", [dict])]
+    hosts = sorted({host for host in hosts if host})
+    if hosts and not request.read(spec, "tls", [dict]):
+        spec["tls"] = [{"hosts": hosts, "secretName": hosts[0].removeprefix("*.") + "-tls"}]
+        for key, value in ISSUER.items():
+            request.edit(obj, "metadata.annotations", dict).setdefault(key, value)

@@ -1,0 +1,32 @@
+"""Pods stay off their node: no host namespaces, host paths, host ports or privileged containers.
+
+Reads spec.hostNetwork, hostPID, hostIPC and volumes, and the ports and securityContext of init,
+plain and ephemeral containers. Rule: CREATE of pods; CREATE, UPDATE of pods/ephemeralcontainers.
+"""
+
+EXEMPT = ("kube-system", "monitoring")  # namespaces whose pods may
+
+
+def validate(obj, request):
+    if request.namespace in EXEMPT:
+        return
+    spec = request.read(request.pod(obj) or {}, "spec", dict)
+    for field in ("hostNetwork", "hostPID", "hostIPC"):
+        if request.read(spec, field, bool):
+            request.deny(f"spec.{field} is true; take it out")
+    for volume in request.read(spec, "volumes", [dict]):
+        if volume.get("hostPath") is not None:
+            name = volume.get("name")
+            request.deny(f'volume "{name}" is a hostPath; use a claim, a ConfigMap or an emptyDir')
+    for container in request.containers(obj):
+        check(container, request)
+
+
+def check(container, request):
+    name = container.get("name")
+    if request.read(container, "securityContext.privileged", bool):
+        request.deny(f'container "{name}" is privileged; add just the capabilities that it needs')
+    for port in request.read(container, "ports", [dict]):
+        if port.get("hostPort"):
+            number = port["hostPort"]
+            request.deny(f'container "{name}": hostPort {number} is on the node; use a Service')

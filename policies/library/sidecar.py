@@ -1,0 +1,37 @@
+"""A pod that asks for it by an annotation gets a log agent, and the volume that both share.
+
+Reads the annotation example.com/inject-log-agent: "true"; writes spec.initContainers (or
+spec.containers), spec.volumes and the volumeMounts of the pod's own containers.
+Rule: CREATE of pods.
+A container of the sidecar's name is taken for the sidecar, so that it is never injected twice.
+The pod's service account token is not mounted into it: that was done before webhooks are called.
+"""
+
+ANNOTATION = "example.com/inject-log-agent"
+NATIVE = True  # an init container that keeps running: Kubernetes 1.29 and later; else plain
+SHARED = {"name": "app-logs", "mountPath": "/var/log/app"}
+VOLUME = {"name": "app-logs", "emptyDir": {"sizeLimit": "100Mi"}}
+SIDECAR = {  # complete, so that it needs nothing from other policies
+    "name": "log-agent",
+    "image": "registry.example.com/log-agent:1.4.2",
+    "imagePullPolicy": "Always",
+    "args": ["--follow", "/var/log/app"],
+    "resources": {"requests": {"cpu": "20m", "memory": "32Mi"}, "limits": {"memory": "64Mi"}},
+    "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+    "volumeMounts": [SHARED | {"readOnly": True}],
+}
+
+
+def mutate(obj, request):
+    pod = request.pod(obj)
+    if pod is None or request.read(pod, "metadata.annotations", dict).get(ANNOTATION) != "true":
+        return
+    names = [container.get("name") for container in request.read(pod, "spec.containers", [dict])]
+    for container in request.containers(obj, "containers"):
+        if container.get("name") != SIDECAR["name"]:
+            request.add(container, "volumeMounts", SHARED, key="mountPath")
+    request.add(pod, "spec.volumes", VOLUME)
+    if NATIVE and SIDECAR["name"] not in names:
+        request.add(pod, "spec.initContainers", SIDECAR | {"restartPolicy": "Always"})
+    elif not NATIVE:
+        request.add(pod, "spec.containers", SIDECAR)
