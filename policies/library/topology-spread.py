@@ -17,7 +17,7 @@ def mutate(obj, request):
     owners = request.read(pod, "metadata.ownerReferences", [dict])
     kinds = [request.kind.kind, *(owner.get("kind") for owner in owners)]
     labels = request.read(pod, "metadata.labels", dict)
-    label = next((label for label in LABELS if labels.get(label)), None)
+    label = next((label for label in LABELS if isinstance(labels.get(label), str)), None)
     if label is None or any(kind in OWNERS for kind in kinds):
         return
     for key in TOPOLOGY:

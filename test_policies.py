@@ -1,0 +1,1195 @@
+"""Tests of policies/: each policy's patches and denials on real reviews, then all of them together
+on every review, on broken objects, and before a real API server."""
+
+import copy
+import json
+import random
+import re
+import time
+import unittest
+from pathlib import Path
+
+import jsonpatch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import whook
+from testing import controlplane
+
+ROOT = Path(__file__).resolve().parent
+FOLDERS = [str(ROOT / "policies"), str(ROOT / "policies/library")]
+POLICIES = whook.load_policies(whook.read_sources(FOLDERS)).policies
+BY_NAME = {policy.name: policy for policy in POLICIES}
+MUTATING = [policy for policy in POLICIES if policy.mutate]
+VALIDATING = [policy for policy in POLICIES if policy.validate]
+REVIEWS = {
+    path.stem: json.loads(path.read_text()) for path in (ROOT / "testing/reviews").glob("*.json")
+}
+
+
+def review(name, changes=None) -> dict:
+    """A real review, with values put at some JSON pointers in its request."""
+    steps = [
+        {"op": "add", "path": f"/request{path}", "value": value}
+        for path, value in (changes or {}).items()
+    ]
+    return jsonpatch.apply_patch(REVIEWS[name], steps)
+
+
+def parse(document: dict) -> whook.Request:
+    return whook.parse_review(json.dumps(document).encode())
+
+
+def mutate(document: dict, *policies) -> dict:
+    """The review with its object as the policies leave it; their patch applied by a library."""
+    patch = whook.evaluate(parse(document), policies, "mutate").patch
+    if not patch:
+        return document
+    fields = document["request"]
+    return document | {
+        "request": fields | {"object": jsonpatch.apply_patch(fields["object"], patch)}
+    }
+
+
+def verdict(document: dict, *policies) -> str | None:
+    """What the policies deny it with; None if they don't."""
+    response = whook.evaluate(parse(document), policies, "validate")
+    return None if response.allowed else response.message
+
+
+# ---------------------------------------------------------------------------- each policy
+
+OPTED_IN = {"example.com/inject-log-agent": "true"}
+AGENT = {
+    "name": "log-agent",
+    "image": "registry.example.com/log-agent:1.4.2",
+    "imagePullPolicy": "Always",
+    "args": ["--follow", "/var/log/app"],
+    "resources": {"requests": {"cpu": "20m", "memory": "32Mi"}, "limits": {"memory": "64Mi"}},
+    "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+    "volumeMounts": [{"name": "app-logs", "mountPath": "/var/log/app", "readOnly": True}],
+    "restartPolicy": "Always",
+}
+LOGS = {"name": "app-logs", "emptyDir": {"sizeLimit": "100Mi"}}
+LOGS_MOUNT = {"name": "app-logs", "mountPath": "/var/log/app"}
+CA = {"name": "company-ca", "configMap": {"name": "ca-bundle"}}
+CA_MOUNT = {"name": "company-ca", "mountPath": "/etc/company-ca", "readOnly": True}
+CA_VARIABLES = ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS"]
+CA_VARIABLES += ["AWS_CA_BUNDLE", "GIT_SSL_CAINFO", "PIP_CERT"]
+CA_ENV = [{"name": name, "value": "/etc/company-ca/ca.crt"} for name in CA_VARIABLES]
+ENV = [
+    {"name": "CLUSTER", "value": "europe-1"},
+    {"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+    {"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
+    {
+        "name": "HTTPS_PROXY",
+        "valueFrom": {"configMapKeyRef": {"name": "proxy", "key": "https", "optional": True}},
+    },
+    {
+        "name": "TELEMETRY_TOKEN",
+        "valueFrom": {"secretKeyRef": {"name": "telemetry", "key": "token", "optional": True}},
+    },
+]
+BY_DEFAULT = {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}}
+HARD = {"capabilities": {"drop": ["ALL"]}, "allowPrivilegeEscalation": False}
+SECCOMP = {"type": "RuntimeDefault"}
+SPOT = {
+    "weight": 100,
+    "preference": {
+        "matchExpressions": [{"key": "example.com/spot", "operator": "In", "values": ["true"]}]
+    },
+}
+PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
+POOL = {"key": "example.com/batch", "operator": "Exists", "effect": "NoSchedule"}
+INTERNAL = {
+    "service.beta.kubernetes.io~1aws-load-balancer-scheme": "internal",
+    "service.beta.kubernetes.io~1azure-load-balancer-internal": "true",
+    "networking.gke.io~1load-balancer-type": "Internal",
+}
+SLEEP = {"preStop": {"sleep": {"seconds": 10}}}
+POD = "/object/spec/containers/0"
+TEMPLATE = "/spec/template"
+IN_TEMPLATE = "/spec/template/spec/containers/0"
+DAEMON = [{"apiVersion": "apps/v1", "kind": "DaemonSet", "name": "d", "uid": "1"}]
+CLAIM = {
+    "/kind": {"group": "", "version": "v1", "kind": "PersistentVolumeClaim"},
+    "/object/kind": "PersistentVolumeClaim",
+    "/object/spec": {
+        "accessModes": ["ReadWriteOnce"],
+        "resources": {"requests": {"storage": "10Gi"}},
+        "storageClassName": "standard",
+    },
+}
+INGRESS = {
+    "/kind": {"group": "networking.k8s.io", "version": "v1", "kind": "Ingress"},
+    "/object/kind": "Ingress",
+    "/object/apiVersion": "networking.k8s.io/v1",
+    "/object/spec": {"rules": [{"host": "*.shop.test"}, {"host": "shop.test"}, {}]},
+    "/object/metadata/annotations": {},
+}
+
+
+def spread(**labels) -> list[dict]:
+    return [
+        {
+            "maxSkew": 1,
+            "topologyKey": key,
+            "whenUnsatisfiable": "ScheduleAnyway",
+            "labelSelector": {"matchLabels": labels},
+        }
+        for key in ("topology.kubernetes.io/zone", "kubernetes.io/hostname")
+    ]
+
+
+# A policy, a review, changes to its request; then what is added (or replaced) and removed, by path.
+PATCHES = [
+    ("team-label", "create-service", {}, {"/metadata/labels": {"example.com/team": "shop"}}),
+    ("team-label", "create-service", {"/object/metadata/labels": {"example.com/team": "x"}}, {}),
+    ("team-label", "update-deployment-scale", {}, {}),
+    ("team-label", "connect-pod-exec", {}, {}),
+    (
+        "labels-by-namespace",
+        "create-deployment",
+        {"/object/metadata/labels": {"example.com/cluster": "mine"}},
+        {
+            "/metadata/labels/example.com~1environment": "production",
+            "/metadata/annotations": {"example.com/cost-centre": "4711"},
+            f"{TEMPLATE}/metadata/labels/example.com~1cluster": "europe-1",
+            f"{TEMPLATE}/metadata/labels/example.com~1environment": "production",
+            f"{TEMPLATE}/metadata/annotations": {"example.com/cost-centre": "4711"},
+        },
+    ),
+    (
+        "labels-by-namespace",
+        "create-service",
+        {},
+        {"/metadata/labels": {"example.com/cluster": "europe-1"}},
+    ),
+    ("labels-by-namespace", "update-deployment-scale", {}, {}),
+    (
+        "labels-by-group",
+        "create-deployment",
+        {"/userInfo/groups": ["payment-developers", "shop-developers"]},
+        {
+            "/metadata/labels/example.com~1team": "shop",
+            f"{TEMPLATE}/metadata/labels/example.com~1team": "shop",
+        },
+    ),
+    ("labels-by-group", "create-deployment", {}, {}),
+    ("labels-by-group", "update-deployment", {"/userInfo/groups": ["shop-developers"]}, {}),
+    (
+        "sidecar",
+        "create-pod-dryrun",
+        {"/object/metadata/annotations": OPTED_IN},
+        {
+            f"{POD[7:]}/volumeMounts/1": LOGS_MOUNT,
+            "/spec/volumes/1": LOGS,
+            "/spec/initContainers": [AGENT],
+        },
+    ),
+    (
+        "sidecar",
+        "create-deployment",
+        {f"/object{TEMPLATE}/metadata/annotations": OPTED_IN},
+        {
+            f"{IN_TEMPLATE}/volumeMounts": [LOGS_MOUNT],
+            f"{TEMPLATE}/spec/volumes": [LOGS],
+            f"{TEMPLATE}/spec/initContainers": [AGENT],
+        },
+    ),
+    (
+        "sidecar",  # the user's own agent, and the user's own mount
+        "create-pod-dryrun",
+        {
+            "/object/metadata/annotations": OPTED_IN,
+            "/object/spec/initContainers": [{"name": "log-agent", "image": "mine"}],
+            f"{POD}/volumeMounts": [{"name": "mine", "mountPath": "/var/log/app"}],
+        },
+        {"/spec/volumes/1": LOGS},
+    ),
+    ("sidecar", "create-pod-dryrun", {}, {}),
+    ("sidecar", "update-pod", {"/object/metadata/annotations": OPTED_IN}, {}),
+    (
+        "registry-mirror",
+        "create-pod",
+        {},
+        {
+            "/spec/initContainers/0/image": "mirror.example.com/docker/library/busybox:1.36",
+            "/spec/containers/1/image": "mirror.example.com/docker/envoyproxy/envoy:latest",
+        },
+    ),
+    (
+        "registry-mirror",
+        "create-cronjob",
+        {},
+        {
+            "/spec/jobTemplate/spec/template/spec/containers/0/image": (
+                "mirror.example.com/docker/library/python:3.13-slim"
+            )
+        },
+    ),
+    ("registry-mirror", "update-pod", {}, {}),
+    (
+        "registry-mirror",
+        "update-pod",
+        {"/object/spec/containers/1/image": "quay.io/x/y:1"},
+        {"/spec/containers/1/image": "mirror.example.com/quay/x/y:1"},
+    ),
+    (
+        "registry-mirror",
+        "update-pod-ephemeralcontainers",
+        {},
+        {"/spec/ephemeralContainers/0/image": "mirror.example.com/docker/library/busybox"},
+    ),
+    (
+        "pull-secrets",
+        "create-pod-dryrun",
+        {"/object/spec/imagePullSecrets": [{"name": "own"}]},
+        {"/spec/imagePullSecrets/1": {"name": "company-registry"}},
+    ),
+    ("pull-secrets", "update-pod", {}, {}),
+    (
+        "pull-policy",
+        "create-pod",
+        {
+            "/object/spec/containers/0/imagePullPolicy": "Always",
+            "/object/spec/containers/1/imagePullPolicy": "Never",
+        },
+        {
+            "/spec/initContainers/0/imagePullPolicy": "Always",
+            "/spec/containers/0/imagePullPolicy": "IfNotPresent",
+        },
+    ),
+    ("pull-policy", "update-pod", {"/object/spec/containers/1/image": "x:1"}, {}),
+    ("pull-policy", "update-pod-ephemeralcontainers", {}, {}),
+    (
+        "default-resources",
+        "create-pod",
+        {},
+        {
+            f"/spec/{container}/resources/{kind}": value
+            for container in ("initContainers/0", "containers/1")
+            for kind, value in BY_DEFAULT.items()
+        },
+    ),
+    (
+        "default-resources",
+        "create-pod-dryrun",
+        {f"{POD}/resources": {"limits": {"memory": "32Mi"}}},
+        {"/spec/containers/0/resources/requests": {"cpu": "50m"}},
+    ),
+    ("default-resources", "create-pod", {"/object/spec/resources": BY_DEFAULT}, {}),
+    (
+        "pod-hardening",
+        "create-pod",
+        {f"{POD}/securityContext": {"privileged": True}},
+        {
+            "/spec/initContainers/0/securityContext": HARD,
+            **{f"/spec/containers/1/securityContext/{key}": HARD[key] for key in HARD},
+            "/spec/securityContext/seccompProfile": SECCOMP,
+            "/spec/securityContext/runAsNonRoot": True,
+        },
+    ),
+    (
+        "pod-hardening",
+        "create-pod-dryrun",
+        {f"{POD}/securityContext": {"runAsUser": 0, "capabilities": {"add": ["SYS_ADMIN"]}}},
+        {
+            "/spec/containers/0/securityContext/capabilities/drop": ["ALL"],
+            "/spec/securityContext/seccompProfile": SECCOMP,
+        },
+    ),
+    ("pod-hardening", "create-pod", {"/object/spec/os": {"name": "windows"}}, {}),
+    ("pod-hardening", "update-pod-ephemeralcontainers", {}, {}),
+    (
+        "no-service-account-token",
+        "create-pod",
+        {},
+        {
+            "/spec/automountServiceAccountToken": False,
+            "/spec/volumes/0": None,
+            "/spec/initContainers/0/volumeMounts/0": None,
+            "/spec/containers/0/volumeMounts/0": None,
+            "/spec/containers/1/volumeMounts/0": None,
+        },
+    ),
+    (
+        "no-service-account-token",
+        "create-pod",
+        {"/object/spec/automountServiceAccountToken": True},
+        {},
+    ),
+    ("no-service-account-token", "create-pod", {"/object/spec/serviceAccountName": "flux"}, {}),
+    (
+        "no-service-account-token",
+        "create-statefulset",
+        {},
+        {f"{TEMPLATE}/spec/automountServiceAccountToken": False},
+    ),
+    ("environment", "create-pod-dryrun", {}, {"/spec/containers/0/env": ENV}),
+    (
+        "environment",
+        "create-pod-dryrun",
+        {f"{POD}/env": [{"name": "POD_NAME", "value": "own"}]},
+        {
+            f"/spec/containers/0/env/{index}": variable
+            for index, variable in enumerate([ENV[0], *ENV[2:]], 1)
+        },
+    ),
+    ("environment", "create-pod-dryrun", {f"{POD}/name": "log-agent"}, {}),
+    ("environment", "update-pod-ephemeralcontainers", {}, {}),
+    (
+        "placement",
+        "create-pod",
+        {"/namespace": "batch"},
+        {
+            "/spec/tolerations/3": POOL,
+            "/spec/nodeSelector": {"example.com/pool": "batch"},
+            "/spec/affinity": {"nodeAffinity": {PREFERRED: [SPOT]}},
+        },
+    ),
+    (
+        "placement",
+        "create-pod",
+        {
+            "/namespace": "batch",
+            "/object/spec/nodeSelector": {"example.com/pool": "other"},
+            "/object/spec/tolerations": [{"key": "example.com/batch", "operator": "Exists"}],
+            "/object/spec/affinity": {"nodeAffinity": {PREFERRED: []}},
+        },
+        {},
+    ),
+    ("placement", "create-pod", {}, {}),
+    (
+        "placement",
+        "create-pod",
+        {"/namespace": "batch", "/object/metadata/ownerReferences": DAEMON},
+        {},
+    ),
+    (
+        "topology-spread",
+        "create-pod-generatename",
+        {},
+        {"/spec/topologySpreadConstraints": spread(app="web")},
+    ),
+    (
+        "topology-spread",
+        "create-deployment",
+        {},
+        {f"{TEMPLATE}/spec/topologySpreadConstraints": spread(app="web")},
+    ),
+    ("topology-spread", "create-pod", {"/object/spec/topologySpreadConstraints": spread()}, {}),
+    ("topology-spread", "create-pod", {"/object/metadata/ownerReferences": DAEMON}, {}),
+    ("topology-spread", "create-daemonset", {}, {}),
+    ("topology-spread", "create-pod-dryrun", {}, {}),
+    (
+        "dns-ndots",
+        "create-pod-dryrun",
+        {},
+        {"/spec/dnsConfig": {"options": [{"name": "ndots", "value": "2"}]}},
+    ),
+    (
+        "dns-ndots",
+        "create-pod-dryrun",
+        {"/object/spec/dnsConfig": {"options": [{"name": "ndots", "value": "1"}]}},
+        {},
+    ),
+    ("dns-ndots", "create-pod-dryrun", {"/object/spec/dnsPolicy": "Default"}, {}),
+    (
+        "ca-bundle",
+        "create-deployment",
+        {},
+        {
+            f"{IN_TEMPLATE}/volumeMounts": [CA_MOUNT],
+            f"{IN_TEMPLATE}/env": CA_ENV,
+            f"{TEMPLATE}/spec/volumes": [CA],
+        },
+    ),
+    (
+        "ca-bundle",
+        "create-pod-dryrun",
+        {
+            f"{POD}/volumeMounts": [{"name": "own", "mountPath": "/etc/company-ca"}],
+            f"{POD}/env": CA_ENV[:-1],
+        },
+        {"/spec/volumes/1": CA, "/spec/containers/0/env/6": CA_ENV[-1]},
+    ),
+    (
+        "graceful-shutdown",
+        "create-pod",
+        {},
+        {"/spec/containers/0/lifecycle": SLEEP, "/spec/terminationGracePeriodSeconds": 45},
+    ),
+    (
+        "graceful-shutdown",
+        "create-pod",
+        {"/object/spec/terminationGracePeriodSeconds": 60},
+        {"/spec/containers/0/lifecycle": SLEEP},
+    ),
+    ("graceful-shutdown", "create-pod", {"/object/spec/terminationGracePeriodSeconds": 0}, {}),
+    ("graceful-shutdown", "create-pod-dryrun", {}, {}),
+    (
+        "ingress-defaults",
+        "create-service",
+        INGRESS,
+        {
+            "/spec/ingressClassName": "nginx",
+            "/spec/tls": [{"hosts": ["*.shop.test", "shop.test"], "secretName": "shop.test-tls"}],
+            "/metadata/annotations/cert-manager.io~1cluster-issuer": "letsencrypt",
+        },
+    ),
+    (
+        "ingress-defaults",
+        "create-service",
+        INGRESS
+        | {
+            "/object/spec": {"rules": [{"host": "shop.test"}], "tls": [{}]},
+            "/object/metadata/annotations": {"kubernetes.io/ingress.class": "old"},
+        },
+        {},
+    ),
+    (
+        "internal-load-balancer",
+        "create-service",
+        {"/object/spec/type": "LoadBalancer"},
+        {f"/metadata/annotations/{key}": value for key, value in INTERNAL.items()},
+    ),
+    ("internal-load-balancer", "create-service", {}, {}),
+    (
+        "internal-load-balancer",
+        "create-service",
+        {"/object/spec/type": "LoadBalancer", "/oldObject": {"spec": {"type": "LoadBalancer"}}},
+        {},
+    ),
+    ("volume-claims", "create-service", CLAIM, {}),
+    (
+        "volume-claims",
+        "create-service",
+        CLAIM | {"/namespace": "shop"},
+        {"/spec/storageClassName": "fast"},
+    ),
+    (
+        "volume-claims",
+        "create-service",
+        CLAIM | {"/namespace": "shop", "/object/spec/storageClassName": ""},
+        {},
+    ),
+    (
+        "volume-claims",
+        "create-service",
+        CLAIM | {"/namespace": "shop", "/operation": "UPDATE"},
+        {},
+    ),
+    (
+        "created-by",
+        "create-service",
+        {"/object/metadata/annotations": {"example.com/created-by": "somebody"}},
+        {"/metadata/annotations/example.com~1created-by": "admin"},
+    ),
+    (
+        "created-by",  # the old object has none, so this one can have none either
+        "update-deployment",
+        {"/object/metadata/annotations": {"example.com/created-by": "forged"}},
+        {"/metadata/annotations/example.com~1created-by": None},
+    ),
+    (
+        "created-by",
+        "update-deployment",
+        {"/oldObject/metadata/annotations": {"example.com/created-by": "ann"}},
+        {"/metadata/annotations/example.com~1created-by": "ann"},
+    ),
+    ("job-ttl", "create-job", {}, {"/spec/ttlSecondsAfterFinished": 86400}),
+    ("job-ttl", "create-job", {"/object/spec/ttlSecondsAfterFinished": 0}, {}),
+    ("job-ttl", "create-job", {"/object/metadata/ownerReferences": DAEMON}, {}),
+]
+
+PINNED = 'image "{}" has a mutable tag; pin a version or a digest'
+REGISTRY = "is from no allowed registry; take it from registry.example.com/ or mirror.example.com/"
+MISSING = 'metadata.labels: "{}" is missing; set it to {}'
+TEAM = MISSING.format("example.com/team", "the team that answers for it, such as shop")
+APP = MISSING.format("app.kubernetes.io/name", "the name of the application")
+RANGE = (
+    "spec.replicas: {} is not within 2 to 20, the range in namespace "
+    '"shop"; choose one of these, or 0 to switch it off'
+)
+NOT_PUBLIC = "spec.type is NodePort; use ClusterIP with an Ingress, or LoadBalancer"
+TOO_LARGE = (
+    "spec.resources.requests.storage: {} is over 100Gi, which is the limit in "
+    'namespace "shop2"; ask for less, or for a higher limit'
+)
+PROTECTED = {"example.com/protected": "true"}
+SIZE = "/object/spec/resources/requests/storage"
+
+# A policy, a review, changes to its request; then the message of the denial, or None.
+DENIALS = [
+    (
+        "pinned-images",
+        "create-pod",
+        {},
+        f'container "side": {PINNED.format("envoyproxy/envoy:latest")}',
+    ),
+    ("pinned-images", "update-pod", {}, None),
+    (
+        "pinned-images",
+        "update-pod",
+        {"/object/spec/containers/0/image": "localhost:5000/app"},
+        f'container "app": {PINNED.format("localhost:5000/app")}',
+    ),
+    (
+        "pinned-images",
+        "update-pod-ephemeralcontainers",
+        {},
+        f'container "debugger-hl764": {PINNED.format("busybox")}',
+    ),
+    ("pinned-images", "create-job", {}, f'container "once": {PINNED.format("busybox")}'),
+    ("pinned-images", "create-deployment", {}, None),
+    ("pinned-images", "delete-service", {}, None),
+    ("required-labels", "create-deployment", {}, TEAM),
+    (
+        "required-labels",
+        "create-deployment",
+        {"/object/metadata/labels": {"example.com/team": "a", "app.kubernetes.io/name": ""}},
+        APP,
+    ),
+    ("required-labels", "update-deployment", {}, None),
+    (
+        "required-labels",
+        "update-deployment",
+        {"/oldObject/metadata/labels": {"example.com/team": "a"}},
+        TEAM,
+    ),
+    ("no-host-access", "create-daemonset", {}, "spec.hostNetwork is true; take it out"),
+    ("no-host-access", "create-daemonset", {"/namespace": "monitoring"}, None),
+    (
+        "no-host-access",
+        "create-pod",
+        {"/object/spec/volumes/0": {"name": "sock", "hostPath": {"path": "/run"}}},
+        'volume "sock" is a hostPath; use a claim, a ConfigMap or an emptyDir',
+    ),
+    (
+        "no-host-access",
+        "create-pod",
+        {"/object/spec/initContainers/0/securityContext": {"privileged": True}},
+        'container "init" is privileged; add just the capabilities that it needs',
+    ),
+    (
+        "no-host-access",
+        "update-pod-ephemeralcontainers",
+        {"/object/spec/ephemeralContainers/0/securityContext/privileged": True},
+        'container "debugger-hl764" is privileged; add just the capabilities that it needs',
+    ),
+    (
+        "no-host-access",
+        "create-pod",
+        {"/object/spec/containers/0/ports/0/hostPort": 80},
+        'container "app": hostPort 80 is on the node; use a Service',
+    ),
+    ("no-host-access", "create-pod", {}, None),
+    (
+        "allowed-registries",
+        "create-deployment",
+        {},
+        f'container "nginx": image "nginx:1.27" {REGISTRY}',
+    ),
+    (
+        "allowed-registries",
+        "create-pod-dryrun",
+        {f"{POD}/image": "registry.example.com.evil.test/x"},
+        f'container "dry": image "registry.example.com.evil.test/x" {REGISTRY}',
+    ),
+    ("allowed-registries", "create-pod-dryrun", {f"{POD}/image": "mirror.example.com/x"}, None),
+    ("allowed-registries", "update-pod", {}, None),
+    ("replica-range", "create-deployment", {"/object/spec/replicas": 1}, RANGE.format(1)),
+    ("replica-range", "create-deployment", {"/object/spec/replicas": 0}, None),
+    ("replica-range", "create-deployment", {}, None),
+    ("replica-range", "update-deployment-scale", {"/object/spec/replicas": 21}, RANGE.format(21)),
+    (
+        "replica-range",
+        "update-deployment-scale",
+        {"/object/spec/replicas": 21, "/oldObject/spec/replicas": 21},
+        None,
+    ),
+    (
+        "immutable-labels",
+        "update-deployment",
+        {
+            "/oldObject/metadata/labels": {"example.com/team": "a"},
+            "/object/metadata/labels": {"example.com/team": "b"},
+        },
+        'metadata.labels: "example.com/team" is "a" and can\'t be "b"; '
+        "put it back, or create the object anew",
+    ),
+    (
+        "immutable-labels",
+        "update-deployment",
+        {"/oldObject/metadata/labels": {"example.com/team": "a"}},
+        'metadata.labels: "example.com/team" is "a" and can\'t be taken away; '
+        "put it back, or create the object anew",
+    ),
+    (
+        "immutable-labels",
+        "update-deployment",
+        {"/object/metadata/labels": {"example.com/team": "b"}},
+        None,
+    ),
+    (
+        "no-exec",
+        "connect-pod-exec",
+        {"/namespace": "shop"},
+        'exec into pod "tricky": namespace "shop" is production; '
+        "read logs and metrics, or ask on-call",
+    ),
+    (
+        "no-exec",
+        "update-pod-ephemeralcontainers",
+        {"/namespace": "shop"},
+        'ephemeralcontainers into pod "tricky": namespace "shop" is production; '
+        "read logs and metrics, or ask on-call",
+    ),
+    ("no-exec", "connect-pod-exec", {}, None),
+    ("no-exec", "connect-pod-exec", {"/namespace": "shop", "/userInfo/groups": ["on-call"]}, None),
+    ("no-exec", "create-pod-eviction", {"/namespace": "shop"}, None),
+    (
+        "protected-objects",
+        "delete-service",
+        {"/oldObject/metadata/labels": PROTECTED},
+        'metadata.labels: Service "web" is protected; if it must go, '
+        "take the label example.com/protected off first",
+    ),
+    ("protected-objects", "delete-service", {}, None),
+    (
+        "protected-objects",
+        "delete-service",
+        {
+            "/oldObject/metadata/labels": PROTECTED,
+            "/userInfo/username": "system:serviceaccount:kube-system:namespace-controller",
+        },
+        None,
+    ),
+    ("service-exposure", "create-service", {"/object/spec/type": "NodePort"}, NOT_PUBLIC),
+    (
+        "service-exposure",
+        "create-service",
+        {"/object/spec/type": "NodePort", "/oldObject": {"spec": {"type": "NodePort"}}},
+        None,
+    ),
+    (
+        "service-exposure",
+        "create-service",
+        {"/object/spec/externalIPs": ["192.0.2.1"]},
+        "spec.externalIPs: 192.0.2.1 is not yours to claim; use LoadBalancer",
+    ),
+    ("service-exposure", "create-service", {}, None),
+    ("volume-claims", "create-service", CLAIM, None),
+    ("volume-claims", "create-service", CLAIM | {SIZE: "101Gi"}, TOO_LARGE.format("101Gi")),
+    ("volume-claims", "create-service", CLAIM | {SIZE: "1e12"}, TOO_LARGE.format("1e12")),
+    ("volume-claims", "create-service", CLAIM | {SIZE: "1E"}, TOO_LARGE.format("1E")),
+    ("volume-claims", "create-service", CLAIM | {SIZE: "100Gi"}, None),
+    (
+        "volume-claims",
+        "create-service",
+        CLAIM
+        | {SIZE: "1Ti", "/oldObject": {"spec": {"resources": {"requests": {"storage": "1Ti"}}}}},
+        None,
+    ),
+    (
+        "created-by",
+        "create-service",
+        {"/object/metadata/annotations": {"example.com/created-by": "x"}},
+        "metadata.annotations: \"example.com/created-by\" is 'x' and must be 'admin'; "
+        "leave it to the webhook",
+    ),
+    ("created-by", "update-deployment", {}, None),
+]
+
+# Image references in all their forms, and where registry-mirror takes them.
+IMAGES = {
+    "nginx": "mirror.example.com/docker/library/nginx",
+    "nginx:1.27": "mirror.example.com/docker/library/nginx:1.27",
+    "nginx@sha256:ab": "mirror.example.com/docker/library/nginx@sha256:ab",
+    "nginx:1.27@sha256:ab": "mirror.example.com/docker/library/nginx:1.27@sha256:ab",
+    "grafana/grafana:11": "mirror.example.com/docker/grafana/grafana:11",
+    "docker.io/nginx": "mirror.example.com/docker/library/nginx",
+    "index.docker.io/library/nginx": "mirror.example.com/docker/library/nginx",
+    "docker.io/a/b/c:1": "mirror.example.com/docker/a/b/c:1",
+    "quay.io/a/b:1": "mirror.example.com/quay/a/b:1",
+    "registry.k8s.io/pause:3.10": "mirror.example.com/k8s/pause:3.10",
+    "localhost/a:1": "localhost/a:1",
+    "localhost:5000/a:1": "localhost:5000/a:1",
+    "registry:5000/a/b@sha256:ab": "registry:5000/a/b@sha256:ab",
+    "gcr.io/a/b": "gcr.io/a/b",
+    "mirror.example.com/docker/library/nginx": "mirror.example.com/docker/library/nginx",
+    "": "",
+}
+
+
+class EachPolicy(unittest.TestCase):
+    """What one policy does to a real review, to the letter."""
+
+    def test_patches(self):
+        for name, source, changes, expected in PATCHES:
+            with self.subTest(policy=name, review=source, changes=changes):
+                patch = whook.evaluate(parse(review(source, changes)), [BY_NAME[name]]).patch
+                found = {step["path"]: step.get("value") for step in patch}
+                self.assertEqual(found, expected)
+                removed = {step["path"] for step in patch if step["op"] == "remove"}
+                self.assertEqual(removed, {path for path in expected if expected[path] is None})
+
+    def test_denials(self):
+        for name, source, changes, expected in DENIALS:
+            with self.subTest(policy=name, review=source, changes=changes):
+                self.assertEqual(verdict(review(source, changes), BY_NAME[name]), expected)
+
+    def test_every_policy_is_tested(self):
+        self.assertEqual({case[0] for case in PATCHES if case[3]}, {p.name for p in MUTATING})
+        self.assertEqual({case[0] for case in DENIALS if case[3]}, {p.name for p in VALIDATING})
+
+    def test_messages(self):
+        """Kubernetes puts a sentence's beginning before them."""
+        for message in filter(None, (case[3] for case in DENIALS)):
+            self.assertRegex(message, r"^[a-z].*[^.\s]$")
+
+    def test_image_references(self):
+        for image, expected in IMAGES.items():
+            with self.subTest(image=image):
+                document = review("create-pod-dryrun", {f"{POD}/image": image})
+                after = mutate(document, BY_NAME["registry-mirror"])["request"]["object"]
+                self.assertEqual(after["spec"]["containers"][0]["image"], expected)
+
+    def test_exec_is_audited(self):
+        changes = {"/namespace": "shop", "/userInfo/groups": ["on-call"]}
+        request = parse(review("connect-pod-exec", changes))
+        response = whook.evaluate(request, [BY_NAME["no-exec"]], "validate")
+        self.assertEqual(response.audit, {"exempt": "exec"})
+
+    def test_plain_sidecar(self):
+        """For clusters that know no native ones."""
+        path = ROOT / "policies/library/sidecar.py"
+        source = path.read_text().replace("NATIVE = True", "NATIVE = False").encode()
+        policies = whook.load_policies({str(path): source}).policies
+        document = review("create-pod-dryrun", {"/object/metadata/annotations": OPTED_IN})
+        once = mutate(document, *policies)
+        containers = once["request"]["object"]["spec"]["containers"]
+        plain = {key: AGENT[key] for key in AGENT if key != "restartPolicy"}
+        self.assertEqual([c["name"] for c in containers], ["dry", "log-agent"])
+        self.assertEqual(containers[1], plain)
+        self.assertEqual(mutate(once, *policies), once)
+
+    def test_constants_stay(self):
+        """What one review's policies do to an injected container is not in the next review's."""
+        document = review("create-pod-dryrun", {"/object/metadata/annotations": OPTED_IN})
+        first = mutate(document, *MUTATING)
+        self.assertEqual(mutate(document, *MUTATING), first)
+        alone = mutate(document, BY_NAME["sidecar"])["request"]["object"]["spec"]
+        self.assertEqual(alone["initContainers"], [AGENT])
+
+
+# ---------------------------------------------------------------------------- all of them
+
+# Besides the real reviews: those that more policies have something to do with.
+VARIANTS = {
+    "opted-in": ("create-pod", {"/object/metadata/annotations": OPTED_IN, "/namespace": "batch"}),
+    "opted-in-deployment": (
+        "create-deployment",
+        {f"/object{TEMPLATE}/metadata/annotations": OPTED_IN},
+    ),
+    "claim": ("create-service", CLAIM | {"/namespace": "shop"}),
+    "ingress": ("create-service", INGRESS),
+    "balancer": ("create-service", {"/object/spec/type": "LoadBalancer"}),
+    "developer": ("create-deployment", {"/userInfo/groups": ["shop-developers"]}),
+}
+DOCUMENTS = REVIEWS | {name: review(*variant) for name, variant in VARIANTS.items()}
+
+
+class Together(unittest.TestCase):
+    """Every policy on every review."""
+
+    def test_idempotent_alone(self):
+        for name, document in DOCUMENTS.items():
+            for policy in MUTATING:
+                with self.subTest(review=name, policy=policy.name):
+                    once = mutate(document, policy)
+                    self.assertEqual(mutate(once, policy), once)
+
+    def test_idempotent_in_any_order(self):
+        shuffled = random.Random(8)
+        orders = [MUTATING, MUTATING[::-1]]
+        orders += [shuffled.sample(MUTATING, len(MUTATING)) for _ in range(20)]
+        for order in orders:
+            for name, document in DOCUMENTS.items():
+                with self.subTest(review=name, order=[policy.name for policy in order]):
+                    once = mutate(document, *order)
+                    response = whook.evaluate(parse(once), order)
+                    self.assertEqual(response.patch, [])
+
+    def test_mirror_pods(self):
+        """A node's own pods are left alone."""
+        mirror = {"/object/metadata/annotations": {"kubernetes.io/config.mirror": "1"}}
+        document = review("create-pod", mirror | {"/namespace": "batch"})
+        whole = {"team-label", "labels-by-namespace", "created-by"}  # any object's metadata
+        rest = [policy for policy in MUTATING if policy.name not in whole]
+        self.assertEqual(mutate(document, *rest), document)
+        self.assertIsNone(verdict(document, BY_NAME["pinned-images"], BY_NAME["no-host-access"]))
+
+    def test_an_update_of_something_else(self):
+        """What is there before a policy is can still be scaled, labelled and deleted, and does not
+        restart because of it; metadata aside, nothing changes."""
+        changes = {"/object/metadata/labels/x": "y", "/object/metadata/finalizers": []}
+        for name in ("update-deployment", "update-pod"):
+            document = review(name)
+            spec = document["request"]["oldObject"]["spec"]
+            document = review(name, {"/object/spec": spec} | changes)
+            with self.subTest(review=name):
+                self.assertEqual(mutate(document, *MUTATING)["request"]["object"]["spec"], spec)
+                validating = [p for p in VALIDATING if p.name not in ("created-by", "no-exec")]
+                self.assertIsNone(verdict(document, *validating))
+
+    def test_immutable_fields(self):
+        """Of a pod that exists, no policy changes what the API server keeps as it is."""
+        document = review("update-pod", {"/object/spec/containers/1/image": "quay.io/a:1"})
+        for name, candidate in {"update-pod": document, **DOCUMENTS}.items():
+            request = candidate["request"]
+            if request["operation"] == "UPDATE" and request["kind"]["kind"] == "Pod":
+                with self.subTest(review=name):
+                    after = mutate(candidate, *MUTATING)["request"]["object"]
+                    specs = [copy.deepcopy(obj["spec"]) for obj in (request["object"], after)]
+                    for spec in specs:
+                        for part in ("initContainers", "containers", "ephemeralContainers"):
+                            for container in spec.get(part, []):
+                                container.pop("image")
+                    self.assertEqual(*specs)
+
+    def test_the_library_agrees_with_itself(self):
+        """What the mutating ones make of a tidy Deployment, the validating ones let through."""
+        labels = {"example.com/team": "shop", "app.kubernetes.io/name": "web"}
+        document = review("create-deployment", {"/object/metadata/labels": labels})
+        self.assertIsNone(verdict(mutate(document, *MUTATING), *VALIDATING))
+
+
+# ---------------------------------------------------------------------------- broken objects
+
+MANGLED = [None, {}, [], "", "x", 5, True, [None], ["x"], {"x": None}, [{}]]
+STRINGS = [str]
+NAMED = {"name": str}
+REFERENCE = {"name": str, "key": str, "optional": bool}
+CONTAINER = {
+    "name": str, "image": str, "imagePullPolicy": str, "args": STRINGS, "restartPolicy": str,
+    "resources": {"requests": {"*": str}, "limits": {"*": str}},
+    "securityContext": {
+        "allowPrivilegeEscalation": bool,
+        "capabilities": {"drop": STRINGS, "add": STRINGS},
+    },
+    "volumeMounts": [{"name": str, "mountPath": str, "readOnly": bool}],
+    "env": [
+        {
+            "name": str,
+            "value": str,
+            "valueFrom": {
+                "fieldRef": {"fieldPath": str},
+                "configMapKeyRef": REFERENCE,
+                "secretKeyRef": REFERENCE,
+            },
+        }
+    ],
+    "lifecycle": {"preStop": {"sleep": {"seconds": int}}},
+}  # fmt: skip
+EXPRESSION = {"key": str, "operator": str, "values": STRINGS}
+METADATA = {"labels": {"*": str}, "annotations": {"*": str}}
+POD_SHAPE = {
+    "metadata": METADATA,
+    "spec": {
+        "containers": [CONTAINER],
+        "initContainers": [CONTAINER],
+        "ephemeralContainers": [CONTAINER],
+        "volumes": [{"name": str, "emptyDir": {"sizeLimit": str}, "configMap": {"name": str}}],
+        "imagePullSecrets": [NAMED],
+        "securityContext": {"runAsNonRoot": bool, "seccompProfile": {"type": str}},
+        "automountServiceAccountToken": bool,
+        "nodeSelector": {"*": str},
+        "tolerations": [{"key": str, "operator": str, "effect": str}],
+        "affinity": {
+            "nodeAffinity": {
+                PREFERRED: [{"weight": int, "preference": {"matchExpressions": [EXPRESSION]}}]
+            }
+        },
+        "topologySpreadConstraints": [
+            {
+                "maxSkew": int,
+                "topologyKey": str,
+                "whenUnsatisfiable": str,
+                "labelSelector": {"matchLabels": {"*": str}},
+            }
+        ],
+        "dnsConfig": {"options": [{"name": str, "value": str}]},
+        "terminationGracePeriodSeconds": int,
+    },
+}
+# What Kubernetes expects of each field that the library writes, in pods, templates and the rest.
+SHAPE = {
+    "metadata": METADATA,
+    "spec": POD_SHAPE["spec"]
+    | {
+        "template": POD_SHAPE,
+        "jobTemplate": {"spec": {"template": POD_SHAPE}},
+        "ingressClassName": str,
+        "tls": [{"hosts": STRINGS, "secretName": str}],
+        "storageClassName": str,
+        "ttlSecondsAfterFinished": int,
+    },
+}
+
+
+def misshapen(value, shape, path=""):
+    """Where a value is not as Kubernetes expects it; unknown keys are."""
+    if isinstance(shape, list) and isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from misshapen(item, shape[0], f"{path}/{index}")
+    elif isinstance(shape, dict) and isinstance(value, dict):
+        for key, item in value.items():
+            inner = shape.get(key, shape.get("*"))
+            if inner is None:
+                yield f"{path}/{key}"
+            else:
+                yield from misshapen(item, inner, f"{path}/{key}")
+    elif type(value) is not shape:
+        yield path
+
+
+def shape_at(path: str):
+    """What belongs at a JSON pointer."""
+    shape = SHAPE
+    for key in path.split("/")[1:]:
+        key = 0 if isinstance(shape, list) else key if key in shape else "*"
+        shape = shape[key]
+    return shape
+
+
+def places(value, path=()):
+    """The path of everything in a JSON value."""
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, item in items:
+        yield (*path, key)
+        if isinstance(item, dict | list):
+            yield from places(item, (*path, key))
+
+
+PLACES = {
+    name: [
+        place
+        for place in places(document["request"]["object"])
+        if place[0] in ("metadata", "spec") and "managedFields" not in place
+    ]
+    for name, document in DOCUMENTS.items()
+    if document["request"].get("object")
+}
+PLACES = {name: found for name, found in PLACES.items() if found}
+
+
+@st.composite
+def mangled_reviews(draw):
+    """A review with up to three fields of its object missing, null, empty or of another type."""
+    name = draw(st.sampled_from(sorted(PLACES)))
+    document = copy.deepcopy(DOCUMENTS[name])
+    for place in draw(st.lists(st.sampled_from(PLACES[name]), min_size=1, max_size=3)):
+        parent = document["request"]["object"]
+        try:
+            for key in place[:-1]:
+                parent = parent[key]
+            if draw(st.booleans()):
+                parent[place[-1]] = draw(st.sampled_from(MANGLED))
+            else:
+                del parent[place[-1]]
+        except (LookupError, TypeError):
+            continue  # an earlier change took it away
+    return document
+
+
+class BrokenObjects(unittest.TestCase):
+    """An API server sends no such thing, but review.py's user may, and a custom resource can."""
+
+    def check(self, document):
+        """Each policy works, or its fault names a field; what it writes is well-formed."""
+        request = parse(document)
+        for policy in POLICIES:
+            for verb in ("mutate", "validate"):
+                try:
+                    patch = whook.evaluate(request, [policy], verb).patch
+                except whook.PolicyFault as fault:
+                    self.assertRegex(fault.message, NAMES_A_FIELD)
+                    continue
+                for step in patch:
+                    if step["op"] != "remove":
+                        wrong = misshapen(step["value"], shape_at(step["path"]), step["path"])
+                        self.assertEqual(list(wrong), [], policy.name)
+
+    @settings(max_examples=200, deadline=None)
+    @given(mangled_reviews())
+    def test_fuzz(self, document):
+        self.check(document)
+
+    def test_one_field(self):
+        """Each field of the objects that most policies deal with, in every wrong way."""
+        for name in VARIANTS:
+            for place in PLACES[name]:
+                document = copy.deepcopy(DOCUMENTS[name])
+                parent = document["request"]["object"]
+                for key in place[:-1]:
+                    parent = parent[key]
+                for value in MANGLED:
+                    parent[place[-1]] = value
+                    with self.subTest(review=name, place=place, value=value):
+                        self.check(document)
+
+    def test_the_shapes_are_looked_at(self):
+        """The check above can fail."""
+        wrong = misshapen({"env": [{"name": 5}], "x": 1}, CONTAINER)
+        self.assertEqual(list(wrong), ["/env/0/name", "/x"])
+
+    def test_faults(self):
+        cases = [
+            ("environment", {f"{POD}/env": {}}, "env must be a list"),
+            ("environment", {f"{POD}/env": ["x"]}, "env[0] must be an object"),
+            ("default-resources", {f"{POD}/resources": []}, "resources must be an object"),
+            ("pull-policy", {f"{POD}/image": 5}, "image must be a string"),
+            ("ca-bundle", {"/object/spec/containers": "x"}, "spec.containers must be a list"),
+            ("sidecar", {"/object/spec": []}, "spec must be an object"),
+        ]
+        for name, changes, expected in cases:
+            document = review("create-pod-dryrun", {"/object/metadata/annotations": OPTED_IN})
+            steps = [{"op": "add", "path": f"/request{k}", "value": v} for k, v in changes.items()]
+            with (
+                self.subTest(policy=name, changes=changes),
+                self.assertRaises(whook.PolicyFault) as caught,
+            ):
+                whook.evaluate(parse(jsonpatch.apply_patch(document, steps)), [BY_NAME[name]])
+            self.assertTrue(caught.exception.message.endswith(f"ValueError: {expected}"))
+
+
+NAMES_A_FIELD = (
+    r'^policy "[a-z-]+" failed: line \d+: ValueError: '
+    r"([A-Za-z]+(\.[A-Za-z]+)*(\[\d+\])? must be (an object|a list|a string|true or false|"
+    r'a whole number)|storage ".*" is not a quantity such as 10Gi)$'
+)
+
+
+# ---------------------------------------------------------------------------- a real API server
+
+KINDS = {"Pod", "Deployment", "StatefulSet", "DaemonSet", "Job", "CronJob"}
+KINDS |= {"Service", "Ingress", "PersistentVolumeClaim", "Secret"}
+OF_THE_SERVER = ("managedFields", "uid", "resourceVersion", "creationTimestamp", "generation")
+
+
+def sendable(document: dict) -> dict:
+    """The review's object as a user would send it."""
+    obj = copy.deepcopy(document["request"]["object"])
+    obj["metadata"] = {k: v for k, v in obj["metadata"].items() if k not in OF_THE_SERVER}
+    obj["metadata"]["namespace"] = document["request"]["namespace"]
+    obj.pop("status", None)
+    return obj
+
+
+@unittest.skipIf(controlplane.missing(), str(controlplane.missing()))
+class RealServer(unittest.TestCase):
+    """What comes of the policies is what a real API server takes, with strict field validation."""
+
+    maxDiff = None
+
+    @classmethod
+    def setUpClass(cls):
+        cls.enterClassContext(controlplane.network_namespace())
+        cls.plane = cls.enterClassContext(controlplane.ControlPlane())
+        for namespace in ("shop", "shop2", "batch"):
+            cls.plane.kubectl("create", "namespace", namespace)
+            deadline = time.monotonic() + 60
+            account = ("get", "serviceaccount", "default", f"-n{namespace}", "--ignore-not-found")
+            while not cls.plane.kubectl(*account).stdout and time.monotonic() < deadline:
+                time.sleep(0.1)
+
+    def accepted(self, objects, *words):
+        """One kubectl for all of them: each costs a process."""
+        items = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
+        done = self.plane.kubectl(*words, "--validate=strict", "-f-", stdin=items, check=False)
+        self.assertEqual(done.stderr, "")
+        self.assertEqual(len(done.stdout.splitlines()), len(objects))
+
+    def test_create(self):
+        """Each policy alone, and all together in three orders."""
+        orders = [[policy] for policy in MUTATING]
+        orders += [MUTATING, MUTATING[::-1], random.Random(1).sample(MUTATING, len(MUTATING))]
+        changed = []
+        for document in DOCUMENTS.values():
+            request = document["request"]
+            if request["operation"] == "CREATE" and request["kind"]["kind"] in KINDS:
+                changed += [after for o in orders if (after := mutate(document, *o)) != document]
+        self.assertGreater(len(changed), 150)
+        self.accepted([sendable(document) for document in changed], "create", "--dry-run=server")
+
+    def test_update(self):
+        """Of what exists, nothing immutable changes: the image of a pod's container may."""
+        for name in ("update-pod", "update-deployment"):
+            document = review(name)
+            before = document | {
+                "request": document["request"] | {"object": document["request"]["oldObject"]}
+            }
+            self.accepted([sendable(before)], "create")
+        pod = review("update-pod", {"/object/spec/containers/1/image": "quay.io/a:1"})
+        after = [mutate(document, *MUTATING) for document in (pod, review("update-deployment"))]
+        self.assertEqual(
+            after[0]["request"]["object"]["spec"]["containers"][1]["image"],
+            "mirror.example.com/quay/a:1",
+        )
+        self.accepted([sendable(document) for document in after], "replace", "--dry-run=server")
+        debugged = sendable(mutate(review("update-pod-ephemeralcontainers"), *MUTATING))
+        path = "/api/v1/namespaces/shop2/pods/tricky/ephemeralcontainers"
+        answer = self.plane.kubectl("replace", f"--raw={path}", "-f-", stdin=json.dumps(debugged))
+        self.assertEqual(
+            [c["image"] for c in json.loads(answer.stdout)["spec"]["ephemeralContainers"]],
+            ["mirror.example.com/docker/library/busybox"],
+        )
+
+
+# ---------------------------------------------------------------------------- the documentation
+
+ROW = re.compile(r"^\| \[([a-z-]+)\]\(([a-z/-]+\.py)\) \| (.+) \| (.+) \| (.+) \| (\d+) \|$", re.M)
+
+
+class Documentation(unittest.TestCase):
+    """policies/README.md and the files' own headers."""
+
+    def setUp(self):
+        self.readme = (ROOT / "policies/README.md").read_text()
+        self.files = {Path(policy.path).stem: Path(policy.path) for policy in POLICIES}
+
+    def test_table(self):
+        rows = {match[1]: match for match in ROW.finditer(self.readme)}
+        self.assertEqual(set(rows), set(self.files))
+        for name, (_, path, _, _, rule, lines) in ((n, m.groups()) for n, m in rows.items()):
+            with self.subTest(policy=name):
+                self.assertEqual(ROOT / "policies" / path, self.files[name])
+                text = self.files[name].read_text()
+                self.assertEqual(int(lines), len(text.splitlines()))
+                self.assertIn(f" Rule: {rule}. ", f" {self.header(text)} ")
+
+    def header(self, text: str) -> str:
+        docstring = re.match(r'"""(.*?)"""', text, re.S)
+        return " ".join(docstring[1].split())
+
+    def test_house_rules(self):
+        """Short, import-free, and with a header that says what is read or written."""
+        for name, path in self.files.items():
+            with self.subTest(policy=name):
+                text = path.read_text()
+                self.assertLess(len(text.splitlines()), 60)
+                self.assertNotRegex(text, r"(?m)^\s*(import|from) ")
+                self.assertRegex(self.header(text), r"(Reads|Writes) ")
+
+    def test_manifest_in_the_readme(self):
+        """Its webhook entries are for policies that there are, with the rules they need."""
+        paths = re.findall(r"path: /(mutate|validate)/([a-z-]+)", self.readme)
+        self.assertTrue(paths)
+        for verb, name in paths:
+            self.assertTrue(getattr(BY_NAME[name], verb))
+
+
+if __name__ == "__main__":
+    unittest.main()
