@@ -5,11 +5,13 @@ import copy
 import json
 import random
 import re
+import textwrap
 import time
 import unittest
 from pathlib import Path
 
 import jsonpatch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -996,7 +998,7 @@ def mangled_reviews(draw):
             for key in place[:-1]:
                 parent = parent[key]
             if draw(st.booleans()):
-                parent[place[-1]] = draw(st.sampled_from(MANGLED))
+                parent[place[-1]] = copy.deepcopy(draw(st.sampled_from(MANGLED)))
             else:
                 del parent[place[-1]]
         except (LookupError, TypeError):
@@ -1074,6 +1076,13 @@ NAMES_A_FIELD = (
 
 # ---------------------------------------------------------------------------- a real API server
 
+
+def webhook_configuration() -> dict:
+    """The one that policies/README.md shows."""
+    text = (ROOT / "policies/README.md").read_text()
+    return yaml.safe_load(textwrap.dedent(re.search(r"( +)```yaml\n(.*?)```", text, re.S)[2]))
+
+
 KINDS = {"Pod", "Deployment", "StatefulSet", "DaemonSet", "Job", "CronJob"}
 KINDS |= {"Service", "Ingress", "PersistentVolumeClaim", "Secret"}
 OF_THE_SERVER = ("managedFields", "uid", "resourceVersion", "creationTimestamp", "generation")
@@ -1123,6 +1132,9 @@ class RealServer(unittest.TestCase):
                 changed += [after for o in orders if (after := mutate(document, *o)) != document]
         self.assertGreater(len(changed), 150)
         self.accepted([sendable(document) for document in changed], "create", "--dry-run=server")
+
+    def test_webhook_entries(self):
+        self.accepted([webhook_configuration()], "create", "--dry-run=server")
 
     def test_update(self):
         """Of what exists, nothing immutable changes: the image of a pod's container may."""
@@ -1183,12 +1195,16 @@ class Documentation(unittest.TestCase):
                 self.assertNotRegex(text, r"(?m)^\s*(import|from) ")
                 self.assertRegex(self.header(text), r"(Reads|Writes) ")
 
-    def test_manifest_in_the_readme(self):
-        """Its webhook entries are for policies that there are, with the rules they need."""
-        paths = re.findall(r"path: /(mutate|validate)/([a-z-]+)", self.readme)
-        self.assertTrue(paths)
-        for verb, name in paths:
-            self.assertTrue(getattr(BY_NAME[name], verb))
+    def test_webhook_entries(self):
+        """They are for policies that there are, with the operations that these need."""
+        for entry in webhook_configuration()["webhooks"]:
+            verb, name = entry["clientConfig"]["service"]["path"].strip("/").split("/")
+            with self.subTest(policy=name):
+                self.assertTrue(getattr(BY_NAME[name], verb))
+                header = self.header(self.files[name].read_text())
+                for rule in entry["rules"]:
+                    what = f"{', '.join(rule['operations'])} of {', '.join(rule['resources'])}"
+                    self.assertIn(f"Rule: {what}.", header)
 
 
 if __name__ == "__main__":
