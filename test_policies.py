@@ -59,6 +59,73 @@ def verdict(document: dict, *policies) -> str | None:
     return None if response.allowed else response.message
 
 
+# ---------------------------------------------------------------------------- their tools
+
+
+class Tools(unittest.TestCase):
+    """The methods of a request that policies share."""
+
+    def request(self, kind="Pod", group="", **fields) -> whook.Request:
+        gvk = {"group": group, "version": "v1", "kind": kind}
+        return parse(
+            review("create-pod", {"/kind": gvk, **{f"/{k}": v for k, v in fields.items()}})
+        )
+
+    def test_pods_of_every_kind(self):
+        pod = {"spec": {"containers": [{"name": "a"}]}}
+        template = {"spec": {"template": pod}}
+        cases = {("", "Pod"): pod, ("", "PodTemplate"): {"template": pod}}
+        cases |= {("batch", "CronJob"): {"spec": {"jobTemplate": template}}}
+        cases |= {("batch", "Job"): template, ("", "ReplicationController"): template}
+        for kind in ("Deployment", "StatefulSet", "DaemonSet", "ReplicaSet"):
+            cases["apps", kind] = template
+        for (group, kind), obj in cases.items():
+            with self.subTest(kind=kind):
+                request = self.request(kind, group)
+                self.assertIs(request.pod(obj), pod)
+                self.assertEqual(list(request.containers(obj)), [{"name": "a"}])
+                other = self.request(kind, "example.com")  # a custom resource of the same name
+                self.assertIsNone(other.pod(obj))
+                self.assertEqual(list(other.containers(obj)), [])
+
+    def test_nothing_to_do(self):
+        for kind, obj in (("Service", {"spec": {}}), ("Pod", None)):
+            self.assertIsNone(self.request(kind).pod(obj))
+            self.assertEqual(list(self.request(kind).containers(obj)), [])
+
+    def test_only_what_an_update_changes(self):
+        one, other = {"name": "a", "image": "x"}, {"name": "b", "image": "y"}
+        before = {"spec": {"template": {"spec": {"containers": [one, other]}}}}
+        after = copy.deepcopy(before)
+        request = self.request("Deployment", "apps", operation="UPDATE", oldObject=before)
+        self.assertIsNone(request.pod(after))
+        after["spec"]["template"]["spec"]["containers"][1]["image"] = "z"
+        self.assertIs(request.pod(after), after["spec"]["template"])
+        self.assertEqual(list(request.containers(after)), [{"name": "b", "image": "z"}])
+
+    def test_fields(self):
+        request, obj = self.request(), {"a": None, "b": {"c": ["x"]}, "n": True}
+        self.assertEqual(request.read(obj, "a.b", dict), {})
+        self.assertEqual(request.read(obj, "b.c", [str]), ["x"])
+        self.assertEqual(obj, {"a": None, "b": {"c": ["x"]}, "n": True})
+        request.edit(obj, "a.b", dict)["k"] = "v"
+        self.assertEqual(obj["a"], {"b": {"k": "v"}})
+        faults = [("b.c.d", str, "b.c must be an object"), ("n", int, "n must be a whole number")]
+        faults += [("b.c", [dict], "b.c[0] must be an object"), ("b", [str], "b must be a list")]
+        for path, kind, message in faults:
+            with self.subTest(path=path), self.assertRaises(ValueError) as caught:
+                request.read(obj, path, kind)
+            self.assertEqual(str(caught.exception), message)
+
+    def test_add(self):
+        request, obj, item = self.request(), {}, {"name": "a", "value": {}}
+        for _ in range(2):
+            request.add(obj, "spec.env", item)
+        request.add(obj, "spec.env", {"name": "b"})
+        self.assertEqual(obj, {"spec": {"env": [item, {"name": "b"}]}})
+        self.assertIsNot(obj["spec"]["env"][0]["value"], item["value"])
+
+
 # ---------------------------------------------------------------------------- each policy
 
 OPTED_IN = {"example.com/inject-log-agent": "true"}
