@@ -1,7 +1,9 @@
 """Tests of policies/: each policy's patches and denials on real reviews, then all of them together
 on every review, on broken objects, and before a real API server."""
 
+import base64
 import copy
+import functools
 import json
 import random
 import re
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 
 import whook
 from testing import controlplane
+from testing.server import Whook, wait_for
 
 ROOT = Path(__file__).resolve().parent
 FOLDERS = [str(ROOT / "policies"), str(ROOT / "policies/library")]
@@ -1199,6 +1202,74 @@ class RealServer(unittest.TestCase):
                 changed += [after for o in orders if (after := mutate(document, *o)) != document]
         self.assertGreater(len(changed), 150)
         self.accepted([sendable(document) for document in changed], "create", "--dry-run=server")
+
+    def register(self, server):
+        """Send all that happens in the namespace "live" to a running whook, and wait for it."""
+        authority = base64.b64encode(server.authority.pem).decode()
+        operations = {"mutate": ["CREATE", "UPDATE"], "validate": ["*"]}
+        for verb, kind in (("mutate", "Mutating"), ("validate", "Validating")):
+            url = f"https://127.0.0.1:{server.port}/{verb}"
+            webhook = {
+                "name": f"{verb}.whook.local",
+                "clientConfig": {"url": url, "caBundle": authority},
+                "rules": [
+                    {
+                        "apiGroups": ["", "apps", "autoscaling"],
+                        "apiVersions": ["*"],
+                        "resources": ["pods", "deployments", "deployments/scale"],
+                        "operations": operations[verb],
+                    }
+                ],
+                "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "live"}},
+                "sideEffects": "None",
+                "admissionReviewVersions": ["v1"],
+            }
+            if verb == "mutate":
+                webhook["reinvocationPolicy"] = "IfNeeded"
+            configuration = {
+                "apiVersion": "admissionregistration.k8s.io/v1",
+                "kind": f"{kind}WebhookConfiguration",
+                "metadata": {"name": "whook"},
+                "webhooks": [webhook],
+            }
+            self.plane.kubectl("create", "-f-", stdin=json.dumps(configuration))
+        run = ("run", "x", "-nlive", "--image=x:1", "--dry-run=server")
+        refused = functools.partial(self.plane.kubectl, *run, check=False)
+        wait_for(lambda: refused().returncode, "a denial by the webhook")
+
+    def test_live(self):
+        """The whole library behind a real API server: a Deployment, its pods, and what is done to
+        them afterwards."""
+        self.plane.kubectl("create", "namespace", "live")
+        labels = {"app.kubernetes.io/name": "web", "example.com/team": "shop"}
+        document = review(
+            "create-deployment", {"/object/metadata/labels": labels, "/namespace": "live"}
+        )
+        deployment = sendable(document)
+        deployment["spec"]["template"]["metadata"] |= {"annotations": OPTED_IN}
+        deployment["spec"]["template"]["metadata"]["labels"] |= labels
+        policies = [f"--policy={ROOT}/policies/library", f"--policy={ROOT}/policies/team-label.py"]
+        with Whook(*policies) as server:
+            self.register(server)
+            self.plane.kubectl("create", "-f-", stdin=json.dumps(deployment))
+            get = functools.partial(self.plane.kubectl, "get", "-nlive", "-ojson")
+            made = json.loads(get("deployment", "web").stdout)
+            pods = wait_for(lambda: json.loads(get("pods").stdout)["items"], "the pods")
+            self.plane.kubectl("label", "-nlive", "deployment", "web", "x=y")
+            later = json.loads(get("deployment", "web").stdout)
+            scale = ("scale", "-nlive", "deployment", "web", "--replicas=51")
+            refusal = self.plane.kubectl(*scale, check=False).stderr
+        spec = pods[0]["spec"]
+        self.assertEqual([c["name"] for c in spec["initContainers"]], ["log-agent"])
+        self.assertEqual([v["name"] for v in spec["volumes"]], ["company-ca", "app-logs"])
+        self.assertEqual(
+            [c["image"] for c in spec["containers"]],
+            ["mirror.example.com/docker/library/nginx:1.27"],
+        )
+        self.assertEqual(made["metadata"]["annotations"]["example.com/created-by"], "admin")
+        self.assertEqual(later["spec"], made["spec"])
+        self.assertIn("spec.replicas: 51 is not within 1 to 50", refusal)
+        self.assertEqual(server.logged("ERROR"), [])
 
     def test_webhook_entries(self):
         self.accepted([webhook_configuration()], "create", "--dry-run=server")

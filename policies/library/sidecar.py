@@ -4,7 +4,8 @@ Reads the annotation example.com/inject-log-agent: "true"; writes spec.initConta
 spec.containers), spec.volumes and the volumeMounts of the pod's own containers.
 Rule: CREATE of pods.
 A container of the sidecar's name is taken for the sidecar, so that it is never injected twice.
-The pod's service account token is not mounted into it: that was done before webhooks are called.
+The service account's token is mounted into it too: the API server does that once more after a
+webhook has changed a pod.
 """
 
 ANNOTATION = "example.com/inject-log-agent"
