@@ -26,7 +26,7 @@ ENTRYPOINT ["python", "certs.py"]
 # Last, so that it is what a build without --target makes. Exec form: whook is process 1 and gets
 # the signals itself.
 FROM base AS whook
-COPY whook.py ./
+COPY whook.py objects.py ./
 COPY policies/ policies/
 EXPOSE 8443 8080
 ENTRYPOINT ["python", "whook.py"]

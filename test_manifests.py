@@ -416,7 +416,7 @@ class DockerfileTest(unittest.TestCase):
 
     def test_the_server_image_holds_the_server_and_the_policies(self) -> None:
         copied = [line for line in self.stages["whook"] if line.startswith(("COPY", "ADD", "RUN"))]
-        self.assertEqual(copied, ["COPY whook.py ./", "COPY policies/ policies/"])
+        self.assertEqual(copied, ["COPY whook.py objects.py ./", "COPY policies/ policies/"])
         self.assertEqual(self.stages["whook"][0], "base")
         self.assertEqual(list(self.stages)[-1], "whook", "what a build without --target makes")
 

@@ -43,7 +43,7 @@ import time
 import traceback
 import types
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import BufferedIOBase
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, NoReturn, TypeVar
@@ -56,8 +56,8 @@ __version__ = "1.0.0"
 MAX_BODY = 7 * 1024 * 1024  # a user's body may be 3 MiB, and a review can hold object and oldObject
 MAX_LINE = 8 * 1024  # of a request line or a header; the API server's longest is under 100
 MAX_HEADERS = 64  # the API server sends six
-BODIES_IN_FLIGHT = 8  # reviews of full size that one worker holds at a time
-SMALLEST_SHARE = 16  # a review counts as at least 1/16 of a full one, so at most 128 at a time
+BODIES_IN_FLIGHT = 4  # reviews of full size that one worker holds at a time
+SMALLEST_SHARE = 32  # a review counts as at least 1/32 of a full one, so at most 128 at a time
 MAX_CONNECTIONS = 1000  # per worker: each is a thread
 MAX_REFUSING = 64  # connections over that bound that are told 503; past them they are closed
 BACKLOG = 1024
@@ -66,7 +66,7 @@ HANDSHAKE_TIMEOUT = 10.0
 HEAD_TIMEOUT = 10.0
 BODY_TIMEOUT = 10.0
 WRITE_TIMEOUT = 10.0
-PRESSED_TIMEOUT = 1.0  # all of these for a client that has not finished a request, when half full
+PRESSED_TIMEOUT = 3.0  # for a handshake, a head, a first request and a write, when half full
 LINGER_TIMEOUT = 2.0  # how long an unread body is thrown away, so that its sender sees the answer
 DEFAULT_TIMEOUT = 10.0  # of a review without ?timeout=, as in admissionregistration.k8s.io/v1
 STUCK_AFTER = 30.0  # past a review's deadline, its worker is replaced; no webhook may take longer
@@ -242,71 +242,12 @@ class Request:
             )
         self.response.audit[key] = str(value)
 
-    def read(self, obj: Any, path: str, kind: type | list[type], create: bool = False) -> Any:
-        """The value at a path like "spec.template", of this type ([str]: a list of strings); an
-        empty one, not to be edited, where it or a parent is missing or null. No key in the path
-        may have a dot in it. ValueError names the field that is of another type."""
-        outer, items = (list, kind) if isinstance(kind, list) else (kind, [])
-        keys = path.split(".")
-        for depth, key in enumerate(keys, 1):
-            parent, wanted = obj, outer if depth == len(keys) else dict
-            obj = wanted() if parent.get(key) is None else parent[key]
-            if type(obj) is not wanted:
-                raise ValueError(f"{'.'.join(keys[:depth])} must be {_TYPE_NAMES[wanted]}")
-            if create:
-                parent[key] = obj
-        for index, item in enumerate(obj if items else ()):
-            if type(item) is not items[0]:
-                raise ValueError(f"{path}[{index}] must be {_TYPE_NAMES[items[0]]}")
-        return obj
-
-    def edit(self, obj: Any, path: str, kind: type | list[type]) -> Any:
-        """As read(), but what was missing is put into `obj`, to be edited there."""
-        return self.read(obj, path, kind, create=True)
-
-    def add(self, obj: Any, path: str, item: dict[str, Any], key: str = "name") -> None:
-        """Append a copy of `item` to the list at `path`, unless one with the same `key` is there.
-        A copy, as the next policy may edit it, and `item` is usually a constant."""
-        if all(other.get(key) != item[key] for other in self.read(obj, path, [dict])):
-            self.edit(obj, path, [dict]).append(thaw(freeze(item)))
-
-    def pod(self, obj: Any) -> Any:
-        """What has a pod's metadata and spec: the Pod itself, or a workload's template. None for
-        other kinds, a mirror pod, a Pod or Job that exists already (their pod is immutable), and a
-        template that the UPDATE leaves as it was: no policy starts a rollout by itself."""
-        if self.operation == "UPDATE" and self.kind.kind in ("Pod", "Job"):
-            return None
-        pod = self._pod(obj)
-        return None if pod == self._pod(self.old_object) else pod
-
-    def containers(self, obj: Any, *parts: str) -> Iterator[dict[str, Any]]:
-        """The containers that the request adds or changes in a Pod or template: init, plain and
-        ephemeral ones, or those in `parts`. In a Pod that exists, only their image is mutable."""
-        pod, old = self._pod(obj) or {}, self._pod(self.old_object) or {}
-        for part in parts or ("initContainers", "containers", "ephemeralContainers"):
-            before = self.read(old, f"spec.{part}", [dict])
-            for container in self.read(pod, f"spec.{part}", [dict]):
-                if container not in before:
-                    yield container
-
-    def _pod(self, obj: Any) -> Any:
-        path = _PODS.get(self.kind.kind) if self.kind.group in ("", "apps", "batch") else None
-        if obj is None or path is None:
-            return None
-        pod = self.read(obj, path, dict) if path else obj
-        mirror = "kubernetes.io/config.mirror" in self.read(pod, "metadata.annotations", dict)
-        return None if mirror else pod
-
 
 _API_VERSIONS = ("admission.k8s.io/v1", "admission.k8s.io/v1beta1")
 _OPERATIONS = ("CREATE", "UPDATE", "DELETE", "CONNECT")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 _AUDIT_KEY = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?").fullmatch
 _TYPE_NAMES = {dict: "an object", str: "a string", bool: "true or false", list: "a list"}
-_TYPE_NAMES |= {int: "a whole number"}
-_PODS = {"Pod": "", "PodTemplate": "template", "CronJob": "spec.jobTemplate.spec.template"}
-_PODS |= dict.fromkeys(("Deployment", "ReplicationController", "Job"), "spec.template")
-_PODS |= dict.fromkeys(("StatefulSet", "DaemonSet", "ReplicaSet"), "spec.template")
 
 
 def freeze(value: Any) -> bytes:
@@ -947,7 +888,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.linger()
 
     def read_body(self, head: Head, length: int) -> bytes:
-        self.watched.expect(BODY_TIMEOUT, PRESSED_TIMEOUT)
+        self.watched.expect(BODY_TIMEOUT, BODY_TIMEOUT)  # a large one may be slow because we are
         if head.headers.get("expect", "").lower() == "100-continue":
             self.connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         body = self.rfile.read(length)
@@ -1032,7 +973,7 @@ class Server(http.server.ThreadingHTTPServer):
             super().shutdown_request(request)
 
     def hold(self, length: int, connection: Connection) -> int:
-        """Make room for a body, of at least 1/16 of the largest; Refusal (503) if there is none."""
+        """Make room for a body, of at least 1/32 of the largest; Refusal (503) if there is none."""
         share = max(length, self.max_body // SMALLEST_SHARE)
         with self.lock:
             if connection.refused or self.held + share > self.max_body * BODIES_IN_FLIGHT:

@@ -4,10 +4,12 @@ Reads the image of init, plain and ephemeral containers, in pods and in pod temp
 UPDATE leaves as it was stays allowed. Rule: CREATE, UPDATE of pods and pods/ephemeralcontainers.
 """
 
+from objects import containers_of, read
+
 
 def validate(obj, request):
-    for container in request.containers(obj):
-        name, image = container.get("name"), request.read(container, "image", str)
+    for container in containers_of(obj, request):
+        name, image = container.get("name"), read(container, "image", str)
         if not pinned(image):
             request.deny(
                 f'container "{name}": image "{image}" has a mutable tag; pin a version or a digest'

@@ -4,9 +4,11 @@ Reads and writes metadata.labels. Rule: CREATE, UPDATE of whatever should be lab
 A label that is there already stays.
 """
 
+from objects import edit
+
 LABEL, TEAM = "example.com/team", "shop"
 
 
 def mutate(obj, request):
     if not request.sub_resource:  # a Scale, an Eviction or an exec is no object of its own
-        request.edit(obj, "metadata.labels", dict).setdefault(LABEL, TEAM)
+        edit(obj, "metadata.labels", dict).setdefault(LABEL, TEAM)

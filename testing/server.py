@@ -130,7 +130,7 @@ class Whook:
     def client(self, timeout: float = 20):
         """A keep-alive connection."""
         connection = http.client.HTTPSConnection(
-            "localhost", self.port, timeout=timeout, context=self.trust()
+            "127.0.0.1", self.port, timeout=timeout, context=self.trust()
         )
         try:
             yield connection

@@ -4,6 +4,8 @@ Reads the image of init, plain and ephemeral containers, in pods and in pod temp
 UPDATE leaves as it was stays allowed. Rule: CREATE, UPDATE of pods and pods/ephemeralcontainers.
 """
 
+from objects import containers_of, read
+
 ALLOWED = (  # each ends with a slash: else registry.example.com.evil.test would pass
     "registry.example.com/",
     "mirror.example.com/",
@@ -11,8 +13,8 @@ ALLOWED = (  # each ends with a slash: else registry.example.com.evil.test would
 
 
 def validate(obj, request):
-    for container in request.containers(obj):
-        name, image = container.get("name"), request.read(container, "image", str)
+    for container in containers_of(obj, request):
+        name, image = container.get("name"), read(container, "image", str)
         if not image.startswith(ALLOWED):
             request.deny(
                 f'container "{name}": image "{image}" is from no allowed registry; '

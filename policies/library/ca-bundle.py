@@ -7,6 +7,8 @@ namespace (trust-manager puts it there), or the pods wait for it; it must hold t
 as most of these variables replace the image's own list. Java reads none of them.
 """
 
+from objects import add, containers_of, pod_of
+
 SKIP = ("log-agent",)  # containers that bring their own, such as injected sidecars
 CONFIGMAP, KEY, FOLDER = "ca-bundle", "ca.crt", "/etc/company-ca"
 VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS")
@@ -14,13 +16,13 @@ VARIABLES += ("AWS_CA_BUNDLE", "GIT_SSL_CAINFO", "PIP_CERT")
 
 
 def mutate(obj, request):
-    pod = request.pod(obj)
+    pod = pod_of(obj, request)
     if pod is None:
         return
-    request.add(pod, "spec.volumes", {"name": "company-ca", "configMap": {"name": CONFIGMAP}})
+    add(pod, "spec.volumes", {"name": "company-ca", "configMap": {"name": CONFIGMAP}})
     mount = {"name": "company-ca", "mountPath": FOLDER, "readOnly": True}
-    for container in request.containers(obj, "initContainers", "containers"):
+    for container in containers_of(obj, request, "initContainers", "containers"):
         if container.get("name") not in SKIP:
-            request.add(container, "volumeMounts", mount, key="mountPath")
+            add(container, "volumeMounts", mount, key="mountPath")
             for name in VARIABLES:
-                request.add(container, "env", {"name": name, "value": f"{FOLDER}/{KEY}"})
+                add(container, "env", {"name": name, "value": f"{FOLDER}/{KEY}"})

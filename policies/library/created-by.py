@@ -6,16 +6,18 @@ Whatever the user puts there is replaced: on UPDATE by what the object had befor
 makes names the controller's user. validate refuses what another webhook made of it afterwards.
 """
 
+from objects import edit, read
+
 ANNOTATION = "example.com/created-by"
 
 
 def mutate(obj, request):
     if request.sub_resource:
         return
-    annotations = request.read(obj, "metadata.annotations", dict)
+    annotations = read(obj, "metadata.annotations", dict)
     author = rightful_author(request)
     if author is not None:
-        request.edit(obj, "metadata.annotations", dict)[ANNOTATION] = author
+        edit(obj, "metadata.annotations", dict)[ANNOTATION] = author
     elif ANNOTATION in annotations:
         del annotations[ANNOTATION]
 
@@ -33,9 +35,9 @@ def validate(obj, request):
 
 def rightful_author(request):
     if request.operation == "CREATE":
-        return request.read(request.user_info, "username", str)
+        return read(request.user_info, "username", str)
     return author_in(request.old_object or {}, request)
 
 
 def author_in(obj, request):
-    return request.read(obj, "metadata.annotations", dict).get(ANNOTATION)
+    return read(obj, "metadata.annotations", dict).get(ANNOTATION)

@@ -6,21 +6,23 @@ A resource for which the container names a request or a limit stays as it is: a 
 contradict it (a request above the limit), and the API server takes a limit for the request too.
 """
 
+from objects import containers_of, edit, pod_of, read
+
 REQUESTS = {"cpu": "50m", "memory": "128Mi"}
 LIMITS = {"memory": "512Mi"}  # none for CPU: a limit there slows a pod down on an idle node
 
 
 def mutate(obj, request):
-    pod = request.pod(obj)
-    if pod is None or request.read(pod, "spec.resources", dict):
+    pod = pod_of(obj, request)
+    if pod is None or read(pod, "spec.resources", dict):
         return  # resources for the pod as a whole
-    for container in request.containers(obj, "initContainers", "containers"):
+    for container in containers_of(obj, request, "initContainers", "containers"):
         own = {
             name
             for kind in ("requests", "limits")
-            for name in request.read(container, f"resources.{kind}", dict)
+            for name in read(container, f"resources.{kind}", dict)
         }
         for kind, defaults in ("requests", REQUESTS), ("limits", LIMITS):
             for name, amount in defaults.items():
                 if name not in own:
-                    request.edit(container, f"resources.{kind}", dict)[name] = amount
+                    edit(container, f"resources.{kind}", dict)[name] = amount

@@ -6,11 +6,13 @@ An ndots option that is there stays. A name like service.namespace.svc has two d
 resolves: the search list comes second.
 """
 
+from objects import add, pod_of, read
+
 NDOTS = "2"  # Kubernetes' own value is 5
 
 
 def mutate(obj, request):
-    pod = request.pod(obj)
-    if pod is None or request.read(pod, "spec.dnsPolicy", str) in ("Default", "None"):
+    pod = pod_of(obj, request)
+    if pod is None or read(pod, "spec.dnsPolicy", str) in ("Default", "None"):
         return  # the node's own settings, or the pod's
-    request.add(pod, "spec.dnsConfig.options", {"name": "ndots", "value": NDOTS})
+    add(pod, "spec.dnsConfig.options", {"name": "ndots", "value": NDOTS})

@@ -5,6 +5,8 @@ Writes the env of init and plain containers. Rule: CREATE of pods.
 A variable that is there already stays.
 """
 
+from objects import add, containers_of, pod_of
+
 SKIP = ("log-agent",)  # containers that bring their own, such as injected sidecars
 VARIABLES = [
     {"name": "CLUSTER", "value": "europe-1"},
@@ -22,9 +24,9 @@ VARIABLES = [
 
 
 def mutate(obj, request):
-    if request.pod(obj) is None:
+    if pod_of(obj, request) is None:
         return
-    for container in request.containers(obj, "initContainers", "containers"):
+    for container in containers_of(obj, request, "initContainers", "containers"):
         if container.get("name") not in SKIP:
             for variable in VARIABLES:
-                request.add(container, "env", variable)
+                add(container, "env", variable)

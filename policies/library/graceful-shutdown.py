@@ -8,21 +8,23 @@ API server fills in; any other is the pod's own, and one too short for the pause
 Needs Kubernetes 1.30 (the sleep action); the kubelet sleeps, so the image needs no shell.
 """
 
+from objects import containers_of, edit, pod_of, read
+
 PAUSE = 10  # seconds
 GRACE = 45  # seconds, the pause included
 FILLED_IN = 30
 
 
 def mutate(obj, request):
-    pod = request.pod(obj)
+    pod = pod_of(obj, request)
     if pod is None:
         return
-    containers = request.containers(obj, "containers")
-    serving = [each for each in containers if request.read(each, "ports", [dict])]
-    spec = request.edit(pod, "spec", dict)
+    containers = containers_of(obj, request, "containers")
+    serving = [each for each in containers if read(each, "ports", [dict])]
+    spec = edit(pod, "spec", dict)
     if serving and spec.get("terminationGracePeriodSeconds") in (None, FILLED_IN):
         spec["terminationGracePeriodSeconds"] = GRACE
-    grace = request.read(spec, "terminationGracePeriodSeconds", int)
+    grace = read(spec, "terminationGracePeriodSeconds", int)
     for container in serving:
-        if grace > PAUSE and not request.read(container, "lifecycle.preStop", dict):
-            request.edit(container, "lifecycle", dict)["preStop"] = {"sleep": {"seconds": PAUSE}}
+        if grace > PAUSE and not read(container, "lifecycle.preStop", dict):
+            edit(container, "lifecycle", dict)["preStop"] = {"sleep": {"seconds": PAUSE}}

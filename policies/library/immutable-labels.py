@@ -5,14 +5,16 @@ Rule: UPDATE of namespaces, deployments, statefulsets, daemonsets, services and 
 A label that was missing can be added.
 """
 
+from objects import read
+
 LABELS = ("example.com/team", "example.com/cost-centre")
 
 
 def validate(obj, request):
     if request.operation != "UPDATE" or request.sub_resource:
         return
-    labels = request.read(obj, "metadata.labels", dict)
-    before = request.read(request.old_object or {}, "metadata.labels", dict)
+    labels = read(obj, "metadata.labels", dict)
+    before = read(request.old_object or {}, "metadata.labels", dict)
     for label in LABELS:
         if label in before and labels.get(label) != before[label]:
             now = f'be "{labels[label]}"' if label in labels else "be taken away"

@@ -5,6 +5,8 @@ Rule: CREATE, UPDATE of ingresses.
 A class, also in the old annotation, and any tls stay as they are.
 """
 
+from objects import edit, read
+
 CLASS = "nginx"
 ISSUER = {"cert-manager.io/cluster-issuer": "letsencrypt"}
 
@@ -12,13 +14,13 @@ ISSUER = {"cert-manager.io/cluster-issuer": "letsencrypt"}
 def mutate(obj, request):
     if request.kind.kind != "Ingress" or request.sub_resource:
         return
-    spec = request.edit(obj, "spec", dict)
-    annotations = request.read(obj, "metadata.annotations", dict)
+    spec = edit(obj, "spec", dict)
+    annotations = read(obj, "metadata.annotations", dict)
     if not spec.get("ingressClassName") and "kubernetes.io/ingress.class" not in annotations:
         spec["ingressClassName"] = CLASS
-    hosts = [request.read(rule, "host", str) for rule in request.read(spec, "rules", [dict])]
+    hosts = [read(rule, "host", str) for rule in read(spec, "rules", [dict])]
     hosts = sorted({host for host in hosts if host})
-    if hosts and not request.read(spec, "tls", [dict]):
+    if hosts and not read(spec, "tls", [dict]):
         spec["tls"] = [{"hosts": hosts, "secretName": hosts[0].removeprefix("*.") + "-tls"}]
         for key, value in ISSUER.items():
-            request.edit(obj, "metadata.annotations", dict).setdefault(key, value)
+            edit(obj, "metadata.annotations", dict).setdefault(key, value)

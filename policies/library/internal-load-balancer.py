@@ -5,6 +5,8 @@ An annotation that is there stays: "false" or "internet-facing" is how to ask fo
 A load balancer that exists is left as it is: most clouds would replace it, address and all.
 """
 
+from objects import edit, read
+
 ANNOTATIONS = {
     "service.beta.kubernetes.io/aws-load-balancer-scheme": "internal",
     "service.beta.kubernetes.io/azure-load-balancer-internal": "true",
@@ -15,7 +17,7 @@ ANNOTATIONS = {
 def mutate(obj, request):
     if request.kind.kind != "Service" or request.sub_resource:
         return
-    types = [request.read(each or {}, "spec.type", str) for each in (obj, request.old_object)]
+    types = [read(each or {}, "spec.type", str) for each in (obj, request.old_object)]
     if types[0] == "LoadBalancer" and types[1] != "LoadBalancer":
         for key, value in ANNOTATIONS.items():
-            request.edit(obj, "metadata.annotations", dict).setdefault(key, value)
+            edit(obj, "metadata.annotations", dict).setdefault(key, value)

@@ -6,6 +6,8 @@ A label that is there already stays. What a controller creates (the pods of a De
 created by the controller's user: those get the label from the template.
 """
 
+from objects import edit, pod_of, read
+
 LABEL = "example.com/team"
 TEAMS = {  # group: team; a user in several gets the first one of this table
     "shop-developers": "shop",
@@ -14,9 +16,9 @@ TEAMS = {  # group: team; a user in several gets the first one of this table
 
 
 def mutate(obj, request):
-    groups = request.read(request.user_info, "groups", [str])
+    groups = read(request.user_info, "groups", [str])
     team = next((team for group, team in TEAMS.items() if group in groups), None)
     if request.operation != "CREATE" or request.sub_resource or team is None:
         return
-    for target in filter(None, (obj, request.pod(obj))):
-        request.edit(target, "metadata.labels", dict).setdefault(LABEL, team)
+    for target in filter(None, (obj, pod_of(obj, request))):
+        edit(target, "metadata.labels", dict).setdefault(LABEL, team)

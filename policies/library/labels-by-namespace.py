@@ -5,6 +5,8 @@ Rule: CREATE, UPDATE of pods, services, deployments, statefulsets, daemonsets, j
 What is there already stays.
 """
 
+from objects import edit, pod_of
+
 # For the namespace of this name; "*" is for all of them, and a name's own entry wins over it.
 LABELS = {
     "*": {"example.com/cluster": "europe-1"},
@@ -20,6 +22,6 @@ def mutate(obj, request):
         return  # a Scale, an Eviction or an exec is no object of its own
     for path, table in ("metadata.labels", LABELS), ("metadata.annotations", ANNOTATIONS):
         wanted = table.get("*", {}) | table.get(request.namespace, {})
-        for target in filter(None, (obj, request.pod(obj))):
+        for target in filter(None, (obj, pod_of(obj, request))):
             for key, value in wanted.items():
-                request.edit(target, path, dict).setdefault(key, value)
+                edit(target, path, dict).setdefault(key, value)

@@ -4,29 +4,31 @@ Reads spec.hostNetwork, hostPID, hostIPC and volumes, and the ports and security
 plain and ephemeral containers. Rule: CREATE of pods; CREATE, UPDATE of pods/ephemeralcontainers.
 """
 
+from objects import containers_of, pod_of, read
+
 EXEMPT = ("kube-system", "monitoring")  # namespaces whose pods may
 
 
 def validate(obj, request):
     if request.namespace in EXEMPT:
         return
-    spec = request.read(request.pod(obj) or {}, "spec", dict)
+    spec = read(pod_of(obj, request) or {}, "spec", dict)
     for field in ("hostNetwork", "hostPID", "hostIPC"):
-        if request.read(spec, field, bool):
+        if read(spec, field, bool):
             request.deny(f"spec.{field} is true; take it out")
-    for volume in request.read(spec, "volumes", [dict]):
+    for volume in read(spec, "volumes", [dict]):
         if volume.get("hostPath") is not None:
             name = volume.get("name")
             request.deny(f'volume "{name}" is a hostPath; use a claim, a ConfigMap or an emptyDir')
-    for container in request.containers(obj):
+    for container in containers_of(obj, request):
         check(container, request)
 
 
 def check(container, request):
     name = container.get("name")
-    if request.read(container, "securityContext.privileged", bool):
+    if read(container, "securityContext.privileged", bool):
         request.deny(f'container "{name}" is privileged; add just the capabilities that it needs')
-    for port in request.read(container, "ports", [dict]):
+    for port in read(container, "ports", [dict]):
         if port.get("hostPort"):
             number = port["hostPort"]
             request.deny(f'container "{name}": hostPort {number} is on the node; use a Service')

@@ -6,6 +6,8 @@ What is there already stays: a label in the node selector, a toleration for the 
 affinity. The pods of a DaemonSet are left alone: each is meant for one node.
 """
 
+from objects import add, edit, pod_of, read
+
 PLACES = {
     "batch": {
         "nodeSelector": {"example.com/pool": "batch"},
@@ -16,16 +18,16 @@ PLACES = {
 
 
 def mutate(obj, request):
-    pod, place = request.pod(obj), PLACES.get(request.namespace)
+    pod, place = pod_of(obj, request), PLACES.get(request.namespace)
     if pod is None or place is None or of_daemonset(pod, request):
         return
     for label, value in place.get("nodeSelector", {}).items():
-        request.edit(pod, "spec.nodeSelector", dict).setdefault(label, value)
+        edit(pod, "spec.nodeSelector", dict).setdefault(label, value)
     for toleration in place.get("tolerations", []):
-        request.add(pod, "spec.tolerations", toleration, key="key")
-    if not request.read(pod, "spec.affinity.nodeAffinity", dict):
+        add(pod, "spec.tolerations", toleration, key="key")
+    if not read(pod, "spec.affinity.nodeAffinity", dict):
         for label, value in place.get("prefer", {}).items():
-            prefer(label, value, request.edit(pod, "spec.affinity.nodeAffinity", dict))
+            prefer(label, value, edit(pod, "spec.affinity.nodeAffinity", dict))
 
 
 def prefer(label, value, affinity):
@@ -35,5 +37,5 @@ def prefer(label, value, affinity):
 
 
 def of_daemonset(pod, request):
-    owners = request.read(pod, "metadata.ownerReferences", [dict])
+    owners = read(pod, "metadata.ownerReferences", [dict])
     return any(owner.get("kind") == "DaemonSet" for owner in owners)

@@ -6,6 +6,8 @@ A namespace that goes takes all in it along, protected or not: mark the namespac
 controllers that clear it up are not stopped: it would never end.
 """
 
+from objects import read
+
 LABEL, VALUE = "example.com/protected", "true"
 CLEANERS = (
     "system:serviceaccount:kube-system:namespace-controller",
@@ -16,8 +18,8 @@ CLEANERS = (
 def validate(obj, request):
     if request.operation != "DELETE" or request.user_info.get("username") in CLEANERS:
         return
-    metadata = request.read(request.old_object or {}, "metadata", dict)
-    labels = request.read(metadata, "labels", dict)
+    metadata = read(request.old_object or {}, "metadata", dict)
+    labels = read(metadata, "labels", dict)
     if labels.get(LABEL) == VALUE:
         request.deny(
             f'metadata.labels: {request.kind.kind} "{metadata.get("name")}" is protected; '

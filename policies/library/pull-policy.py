@@ -6,11 +6,13 @@ The user's own value is overwritten: where there is none, the API server has alr
 and the two can't be told apart. "Never" stays.
 """
 
+from objects import containers_of, pod_of, read
+
 
 def mutate(obj, request):
-    if request.pod(obj) is None:
+    if pod_of(obj, request) is None:
         return
-    for container in request.containers(obj, "initContainers", "containers"):
+    for container in containers_of(obj, request, "initContainers", "containers"):
         if container.get("imagePullPolicy") != "Never":
-            pinned = "@" in request.read(container, "image", str)
+            pinned = "@" in read(container, "image", str)
             container["imagePullPolicy"] = "IfNotPresent" if pinned else "Always"

@@ -5,10 +5,12 @@ Secrets that are there stay. Better not on pod templates: a pod that names a sec
 none of its service account's. A Secret of this name must be in each namespace.
 """
 
+from objects import add, pod_of
+
 NAME = "company-registry"
 
 
 def mutate(obj, request):
-    pod = request.pod(obj)
+    pod = pod_of(obj, request)
     if pod is not None:
-        request.add(pod, "spec.imagePullSecrets", {"name": NAME})
+        add(pod, "spec.imagePullSecrets", {"name": NAME})

@@ -6,6 +6,8 @@ Tags and digests stay. An image from a registry that is not in the table stays a
 that exists, only an image that the UPDATE changes is rewritten: a rewrite restarts the container.
 """
 
+from objects import containers_of, read
+
 MIRRORS = {  # registry: what replaces it
     "docker.io": "mirror.example.com/docker",
     "ghcr.io": "mirror.example.com/ghcr",
@@ -15,8 +17,8 @@ MIRRORS = {  # registry: what replaces it
 
 
 def mutate(obj, request):
-    for container in request.containers(obj):
-        image = request.read(container, "image", str)
+    for container in containers_of(obj, request):
+        image = read(container, "image", str)
         if image:
             container["image"] = mirrored(image)
 

@@ -4,6 +4,8 @@ Reads metadata.labels. Rule: CREATE, UPDATE of deployments, statefulsets, daemon
 An object that has lacked a label so far can still be changed.
 """
 
+from objects import read
+
 REQUIRED = {  # label: what to set it to
     "example.com/team": "the team that answers for it, such as shop",
     "app.kubernetes.io/name": "the name of the application",
@@ -13,8 +15,8 @@ REQUIRED = {  # label: what to set it to
 def validate(obj, request):
     if obj is None or request.sub_resource:
         return
-    labels = request.read(obj, "metadata.labels", dict)
-    before = request.read(request.old_object or {}, "metadata.labels", dict)
+    labels = read(obj, "metadata.labels", dict)
+    before = read(request.old_object or {}, "metadata.labels", dict)
     for label, meaning in REQUIRED.items():
         lacked = request.operation == "UPDATE" and not before.get(label)
         if not labels.get(label) and not lacked:

@@ -5,15 +5,17 @@ externalIPs let whoever may create a Service take over traffic to any address (C
 What an UPDATE leaves as it was stays allowed.
 """
 
+from objects import read
+
 
 def validate(obj, request):
     if request.kind.kind != "Service" or obj is None or request.sub_resource:
         return
-    spec = request.read(obj, "spec", dict)
-    before = request.read(request.old_object or {}, "spec", dict)
+    spec = read(obj, "spec", dict)
+    before = read(request.old_object or {}, "spec", dict)
     if spec.get("type") == "NodePort" and before.get("type") != "NodePort":
         request.deny("spec.type is NodePort; use ClusterIP with an Ingress, or LoadBalancer")
-    known = request.read(before, "externalIPs", [str])
-    for address in request.read(spec, "externalIPs", [str]):
+    known = read(before, "externalIPs", [str])
+    for address in read(spec, "externalIPs", [str]):
         if address not in known:
             request.deny(f"spec.externalIPs: {address} is not yours to claim; use LoadBalancer")

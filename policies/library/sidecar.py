@@ -8,6 +8,8 @@ The service account's token is mounted into it too: the API server does that onc
 webhook has changed a pod.
 """
 
+from objects import add, containers_of, pod_of, read
+
 ANNOTATION = "example.com/inject-log-agent"
 NATIVE = True  # an init container that keeps running: Kubernetes 1.29 and later; else plain
 SHARED = {"name": "app-logs", "mountPath": "/var/log/app"}
@@ -24,15 +26,15 @@ SIDECAR = {  # complete, so that it needs nothing from other policies
 
 
 def mutate(obj, request):
-    pod = request.pod(obj)
-    if pod is None or request.read(pod, "metadata.annotations", dict).get(ANNOTATION) != "true":
+    pod = pod_of(obj, request)
+    if pod is None or read(pod, "metadata.annotations", dict).get(ANNOTATION) != "true":
         return
-    names = [container.get("name") for container in request.read(pod, "spec.containers", [dict])]
-    for container in request.containers(obj, "containers"):
+    names = [container.get("name") for container in read(pod, "spec.containers", [dict])]
+    for container in containers_of(obj, request, "containers"):
         if container.get("name") != SIDECAR["name"]:
-            request.add(container, "volumeMounts", SHARED, key="mountPath")
-    request.add(pod, "spec.volumes", VOLUME)
+            add(container, "volumeMounts", SHARED, key="mountPath")
+    add(pod, "spec.volumes", VOLUME)
     if NATIVE and SIDECAR["name"] not in names:
-        request.add(pod, "spec.initContainers", SIDECAR | {"restartPolicy": "Always"})
+        add(pod, "spec.initContainers", SIDECAR | {"restartPolicy": "Always"})
     elif not NATIVE:
-        request.add(pod, "spec.containers", SIDECAR)
+        add(pod, "spec.containers", SIDECAR)

@@ -5,18 +5,20 @@ A pod with constraints of its own keeps just those. One without an application's
 or a DaemonSet, is left alone. ScheduleAnyway: a preference, so that nothing stays pending.
 """
 
+from objects import add, pod_of, read
+
 LABELS = ("app.kubernetes.io/name", "app")  # the first that the pod has says what belongs together
 TOPOLOGY = ("topology.kubernetes.io/zone", "kubernetes.io/hostname")
 OWNERS = ("Job", "DaemonSet")
 
 
 def mutate(obj, request):
-    pod = request.pod(obj)
-    if pod is None or request.read(pod, "spec.topologySpreadConstraints", [dict]):
+    pod = pod_of(obj, request)
+    if pod is None or read(pod, "spec.topologySpreadConstraints", [dict]):
         return
-    owners = request.read(pod, "metadata.ownerReferences", [dict])
+    owners = read(pod, "metadata.ownerReferences", [dict])
     kinds = [request.kind.kind, *(owner.get("kind") for owner in owners)]
-    labels = request.read(pod, "metadata.labels", dict)
+    labels = read(pod, "metadata.labels", dict)
     label = next((label for label in LABELS if isinstance(labels.get(label), str)), None)
     if label is None or any(kind in OWNERS for kind in kinds):
         return
@@ -27,4 +29,4 @@ def mutate(obj, request):
             "whenUnsatisfiable": "ScheduleAnyway",
             "labelSelector": {"matchLabels": {label: labels[label]}},
         }
-        request.add(pod, "spec.topologySpreadConstraints", constraint, key="topologyKey")
+        add(pod, "spec.topologySpreadConstraints", constraint, key="topologyKey")

@@ -7,6 +7,8 @@ replaced: the API server has filled it in before it calls webhooks. Claims that 
 come by here too. A claim that is over the limit already can be changed, but not grown.
 """
 
+from objects import edit, read
+
 CLUSTER_DEFAULT = "standard"
 CLASSES = {"shop": "fast"}  # namespace: class
 LIMITS = {"*": "100Gi", "shop": "1Ti"}  # namespace: size; "*" is for all others
@@ -18,7 +20,7 @@ def mutate(obj, request):
     wanted = CLASSES.get(request.namespace)
     if request.kind.kind != "PersistentVolumeClaim" or request.operation != "CREATE" or not wanted:
         return  # the class of a claim that exists is immutable
-    spec = request.edit(obj, "spec", dict)
+    spec = edit(obj, "spec", dict)
     if spec.get("storageClassName") in (None, CLUSTER_DEFAULT) and not spec.get("volumeName"):
         spec["storageClassName"] = wanted
 
@@ -36,7 +38,7 @@ def validate(obj, request):
 
 
 def storage(claim, request):
-    return request.read(claim, "spec.resources.requests.storage", str) or "0"
+    return read(claim, "spec.resources.requests.storage", str) or "0"
 
 
 def size_in_bytes(quantity):
