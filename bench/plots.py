@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-
-mpl.use("svg")
-from matplotlib import pyplot  # noqa: E402
+from matplotlib.figure import Figure
 
 GREY = "#808080"  # on white and on black alike
 COLOURS = ("#2f81f7", "#d4761f", "#3fa34d")
@@ -40,7 +38,8 @@ def draw(growth: dict[str, Points], path: Path) -> None:
         ("workers", "workers", "reviews/s", lambda point: point["rate"], "linear"),
     ]
     with mpl.rc_context(STYLE):
-        figure, axes = pyplot.subplots(2, 2, figsize=(8, 5.2), layout="constrained")
+        figure = Figure(figsize=(8, 5.2), layout="constrained")
+        axes = figure.subplots(2, 2)
         for axis, (what, x_label, y_label, value, scale) in zip(axes.flat, panels, strict=True):
             panel(axis, growth[what], value)
             axis.set(xlabel=x_label, ylabel=y_label, xscale=scale)
@@ -49,7 +48,6 @@ def draw(growth: dict[str, Points], path: Path) -> None:
             else:
                 axis.set_ylim(bottom=0)
         figure.savefig(path, metadata={"Date": None, "Creator": None})
-        pyplot.close(figure)
 
 
 def cost(point: dict[str, float]) -> float:

@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -58,7 +59,8 @@ def whook(*options: str, policies: str = str(ROOT / "policies" / "team-label.py"
         policy = ["--policy", policies] if policies else []
         return [interpreter(), str(ROOT / "whook.py"), "--tls-cert", place.cert,
                 "--tls-key", place.key, "--host", "127.0.0.1", "--port", str(place.port),
-                "--health-port", "0", "--workers", str(place.workers), *policy, *options]  # fmt: skip
+                "--workers", str(place.workers), "--health-port", "0",
+                *policy, *options]  # fmt: skip
 
     return Peer("whook", command, ROOT / "whook.py")
 
@@ -138,7 +140,7 @@ def build_gin(go: str, kubernetes: Path, build: Path) -> tuple[Path, str]:
 def audit_gin(go: str, kubernetes: Path, build: Path) -> tuple[int, int]:
     """How many modules outside Go's library are compiled in, and their lines."""
     environment = os.environ | {"GO111MODULE": "off", "GOPATH": go_path(kubernetes, build)}
-    form = "{{if not .Standard}}{{.ImportPath}}\t{{.Dir}}\t{{join .GoFiles \",\"}}{{end}}"
+    form = '{{if not .Standard}}{{.ImportPath}}\t{{.Dir}}\t{{join .GoFiles ","}}{{end}}'
     command = [go, "list", "-deps", "-f", form, str(PEERS / "gin" / "main.go")]
     listed = subprocess.check_output(command, env=environment, text=True)
     modules, lines = set(), 0
@@ -203,7 +205,9 @@ def audit(peer: Peer) -> tuple[int, int]:
 def python_build() -> dict[str, object]:
     """Which Python, whether its own build flags name a profile-guided build (a distribution may
     leave that out of them), and what one `json.loads` of the 5.7 KB review takes in it."""
-    flags = f"{sysconfig.get_config_var('CONFIG_ARGS')} {sysconfig.get_config_var('PY_CORE_CFLAGS')}"
+    flags = (
+        f"{sysconfig.get_config_var('CONFIG_ARGS')} {sysconfig.get_config_var('PY_CORE_CFLAGS')}"
+    )
     body = (ROOT / "testing" / "reviews" / "create-pod.json").read_bytes()
     loads = min(timeit.repeat(lambda: json.loads(body), number=1000, repeat=9)) * 1000
     return {
@@ -252,7 +256,7 @@ class Running:
         tree = self.tree()
         for process in tree:
             with contextlib.suppress(psutil.NoSuchProcess):
-                process.terminate() if process is not self.process else process.send_signal(2)
+                process.send_signal(signal.SIGINT if process is self.process else signal.SIGTERM)
         _, alive = psutil.wait_procs(tree, STOP_TIMEOUT)
         for process in alive:
             process.kill()
@@ -291,4 +295,3 @@ def machine() -> dict[str, object]:
         "load_before": round(os.getloadavg()[0], 2),
         "python": python_build(),
     }
-

@@ -1,0 +1,86 @@
+"""The README's figures are the bench's: what stands between its markers is what the last results
+render to. Needs none of the bench's own libraries."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import unittest
+from pathlib import Path
+from typing import Any
+
+from bench import report
+
+ROOT = Path(__file__).resolve().parent
+README, RESULTS = ROOT / "README.md", ROOT / "bench" / "results.json"
+
+
+def turn(cpu: float, rate: float) -> dict[str, Any]:
+    """What one server did in one round."""
+    run = {"cpu_us": cpu, "rate": rate, "p50_us": 900, "p99_us": 2000.0, "failed": 0}
+    reviews = {name: dict(run) for name in ("1 KB", "5 KB", "70 KB", "passthrough")}
+    return {"start_ms": 100.0, "fresh_us": 1000.0 + cpu, "memory": [9.0, 12.4], "reviews": reviews}
+
+
+def results() -> dict[str, Any]:
+    python = {"version": "3.11.2", "pgo_stated": True, "loads_us": 24.9}
+    return {
+        "settings": {"rounds": 3, "seconds": 2},
+        "machine": {"cpu": "a processor", "cores": 2, "python": python},
+        "audit": {"whook": [0, 1700], "gin, Go 1.19.8": [27, 276695]},
+        "rounds": [
+            {"whook": turn(100, 9000.0), "gin, Go 1.19.8": turn(250, 4000.0)},
+            {"whook": turn(220, 4000.0), "gin, Go 1.19.8": turn(500, 2000.0)},
+            {"whook": turn(110, 8000.0), "gin, Go 1.19.8": turn(200, 4000.0)},
+        ],
+        "growth": {},
+    }
+
+
+class Report(unittest.TestCase):
+    def test_a_figure_is_the_median_of_the_rounds(self):
+        rows = [line for line in report.table(results()).splitlines() if "whook" in line]
+        self.assertEqual(
+            rows, ["| whook | 110 | 8,000 | 0.90 | 2.00 | 21 | 12 | 100 | 1000 | 0 | 1,700 |"]
+        )
+
+    def test_a_ratio_is_the_median_of_the_rounds_own_with_its_range(self):
+        last = report.ratios(results()).splitlines()[-1]
+        self.assertEqual(
+            last,
+            "| gin, Go 1.19.8 | 0.44 (0.40–0.55) | 0.44 (0.40–0.55) | 2.00 (2.00–2.25) "
+            "| 1.00 (1.00–1.00) |",
+        )
+
+    def test_failed_reviews_are_told(self):
+        failing = copy.deepcopy(results())
+        failing["rounds"][1]["whook"]["reviews"]["5 KB"]["failed"] = 7
+        for case, expected in ((results(), "0 reviews failed."), (failing, "7 reviews failed.")):
+            with self.subTest(expected):
+                self.assertIn(f" {expected}", report.heading(case))
+
+    def test_the_text_goes_between_the_markers(self):
+        with tempfile.TemporaryDirectory() as folder:
+            readme = Path(folder, "README.md")
+            self.assertFalse(report.update(readme, results()))
+            readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+            self.assertTrue(report.update(readme, results()))
+            self.assertEqual(report.shown(readme), report.render(results()))
+            text = readme.read_text()
+            self.assertTrue(text.startswith("before\n") and text.endswith("\nafter\n"))
+
+
+class Readme(unittest.TestCase):
+    def test_its_figures_are_those_of_the_last_run(self):
+        shown = report.shown(README)
+        if shown is None or not RESULTS.exists():
+            self.skipTest("README.md has no figures of the bench, or no run has left its results")
+        self.assertEqual(
+            shown,
+            report.render(report.read(RESULTS)),
+            "run `python -m bench` again, or put back what it wrote",
+        )
+
+
+if __name__ == "__main__":
+    unittest.main()
