@@ -15,6 +15,7 @@ STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "whook",
     "font.size": 9,
+    "font.sans-serif": ["DejaVu Sans"],
     "text.color": GREY,
     "axes.edgecolor": GREY,
     "axes.labelcolor": GREY,
@@ -47,6 +48,9 @@ def draw(growth: dict[str, Points], path: Path) -> None:
                 axis.set_yscale("log")
             else:
                 axis.set_ylim(bottom=0)
+            if what == "workers":
+                axis.set_xticks(sorted(int(x) for x in growth[what]["whook"]))
+            axis.minorticks_off()
         figure.savefig(path, metadata={"Date": None, "Creator": None})
 
 
