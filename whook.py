@@ -191,20 +191,21 @@ class Request:
     def __init__(self, obj: dict[str, Any] | None) -> None:
         self.response = Response()
         self.has_object = obj is not None  # False on DELETE
-        self._parsed, self._object, self._frozen = obj, None, b""
+        self._parsed, self._object = obj, None
+        self._frozen: Frozen | None = None
 
     @property
     def object(self) -> Any:
         """The object as the API server sent it; None on DELETE. Not what a policy edits."""
         if self._object is None and self.has_object:
-            self._object = thaw(self.freeze())
+            self._object = thaw_fields(self.freeze())
         return self._object
 
-    def freeze(self) -> bytes:
-        """The object as it came, as bytes to compare and to copy from. Refusal if too deep."""
-        if not self._frozen:
+    def freeze(self) -> Frozen:
+        """The object as it came, to compare with and to copy from. Refusal if too deep."""
+        if self._frozen is None:
             try:
-                self._frozen = freeze(self._parsed)
+                self._frozen = freeze_fields(self._parsed or {})
             except ValueError:
                 raise Refusal(400, "the object is nested too deeply") from None
         return self._frozen
@@ -214,7 +215,7 @@ class Request:
         nobody else holds."""
         frozen, parsed = self.freeze(), self._parsed
         self._parsed = None
-        return thaw(frozen) if parsed is None else parsed
+        return thaw_fields(frozen) if parsed is None else parsed
 
     def deny(self, message: str, code: int = 403, reason: str = "Forbidden") -> NoReturn:
         """End the review: the API server refuses the user's request with this message, which
@@ -258,6 +259,20 @@ def freeze(value: Any) -> bytes:
 
 
 thaw: Callable[[bytes], Any] = marshal.loads  # only ever reads what freeze() wrote
+Frozen = dict[str, bytes]  # an object, each of its fields frozen
+
+
+def freeze_fields(obj: dict[str, Any]) -> Frozen:
+    """The object frozen field by field, so that only those that change are looked at closely: a
+    label added to a 5 KB pod costs half as much as if spec were thawed and compared too.
+
+    Equal bytes mean equal values, but not the other way round: version 4 writes a value that is
+    referred to twice in another way. It takes half the time of version 2."""
+    return {key: marshal.dumps(value, 4) for key, value in obj.items()}
+
+
+def thaw_fields(frozen: Frozen) -> dict[str, Any]:
+    return {key: thaw(value) for key, value in frozen.items()}
 
 
 def parse_review(body: bytes, deadline: float = math.inf) -> Request:
@@ -557,12 +572,12 @@ def _diff_lists(before: list[Any], after: list[Any], path: str, patch: Patch) ->
 
 
 def _same(one: Any, other: Any) -> bool:
-    if type(one) is not type(other):
+    if type(one) is not type(other) or one != other:
         return False
-    if type(one) is dict or type(one) is list:
+    if type(one) is dict or type(one) is list:  # == says true of [1] and [True] too
         frozen = _frozen(one)
         return frozen is not None and frozen == _frozen(other)
-    return bool(one == other)
+    return True
 
 
 def _frozen(value: Any) -> bytes | None:
@@ -670,17 +685,28 @@ def _mutate(request: Request, policies: Iterable[Policy]) -> None:
         if obj is None:
             state, obj = request.freeze(), request.working_copy()
         _run(policy, policy.mutate, obj, request)
-        changed = _frozen(obj)
+        changed = _frozen_fields(obj)
         if changed != state:
-            steps = _steps(policy, state, obj)
+            steps = _steps(policy, state, changed or {}, obj)
             request.response.patch += steps
             request.response.changed_by[policy.name] = len(steps)
-            state = changed or freeze(obj)
+            state = changed or freeze_fields(obj)
 
 
-def _steps(policy: Policy, before: bytes, after: Any) -> Patch:
+def _frozen_fields(obj: dict[str, Any]) -> Frozen | None:
     try:
-        return diff(thaw(before), after)
+        return freeze_fields(obj)
+    except ValueError:
+        return None  # what can't be frozen is no JSON: diff() says where
+
+
+def _steps(policy: Policy, before: Frozen, after: Frozen, obj: dict[str, Any]) -> Patch:
+    same = {key for key, value in after.items() if before.get(key) == value}
+    try:
+        return diff(
+            {key: thaw(value) for key, value in before.items() if key not in same},
+            {key: value for key, value in obj.items() if key not in same},
+        )
     except (ValueError, RecursionError) as error:
         raise PolicyFault(policy, f"what it made can't be sent: {error}") from None
 
