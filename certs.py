@@ -1117,7 +1117,7 @@ class Finding:
     fix: str = ""
 
 
-ok, warning, error = (functools.partial(Finding, word) for word in ("ok", "warning", "error"))
+passed, warned, failed = (functools.partial(Finding, s) for s in ("ok", "warning", "error"))
 RERUN = "python certs.py"
 
 
@@ -1158,9 +1158,9 @@ def check_permissions(cluster: Cluster) -> Iterator[Finding]:
     missing = [asked for asked in rules if not allowed(cluster, *asked)]
     for verb, resource, name in missing:
         fix = rule(verb, GROUPS.get(resource.partition("/")[0], ""), resource, name)
-        yield warning("permissions", f"you may not {verb} {resource} {name}".strip(), fix)
+        yield warned("permissions", f"you may not {verb} {resource} {name}".strip(), fix)
     if not missing:
-        yield ok("permissions", f"all {len(rules)} that a renewal needs")
+        yield passed("permissions", f"all {len(rules)} that a renewal needs")
 
 
 def check_configurations(cluster: Cluster) -> Iterator[Finding]:
@@ -1172,19 +1172,19 @@ def check_configurations(cluster: Cluster) -> Iterator[Finding]:
         port, path = target.get("port", 443), target.get("path", "/")
         if not service:
             message = f"service {target['namespace']}/{target['name']} does not exist"
-            yield error(subject, message, "kubectl apply -f manifests/")
+            yield failed(subject, message, "kubectl apply -f manifests/")
         elif port not in ports:
             message = f"port {port} is none of the service's ports {ports}"
-            yield error(subject, message, "set clientConfig.service.port to its port")
+            yield failed(subject, message, "set clientConfig.service.port to its port")
         if not re.fullmatch(r"/(mutate|validate)(/[^/]+)?", path):
             fix = "set clientConfig.service.path to /mutate or /validate, alone or with /NAME"
-            yield error(subject, f"whook has no path {path}", fix)
+            yield failed(subject, f"whook has no path {path}", fix)
         bundle = bundle_of(webhook)
         blocks, anchors = bundle.count(b"-----BEGIN"), certificates_in(bundle)
         good = len(alive(anchors, now()))
         if good < max(blocks, 1):
             message = f"caBundle: {good} of {blocks} PEM blocks are a CA that is valid now"
-            yield (warning if good else error)(subject, message, RERUN)
+            yield (warned if good else failed)(subject, message, RERUN)
 
 
 def check_strays(cluster: Cluster) -> Iterator[Finding]:
@@ -1194,7 +1194,7 @@ def check_strays(cluster: Cluster) -> Iterator[Finding]:
             one, name = configuration(cluster, resource, manifest), manifest["metadata"]["name"]
             if one and name not in cluster.arguments.webhook_configuration:
                 fix = f"{RERUN} --webhook-configuration {name}, beside those it has"
-                yield warning(one.label, "calls whook, but is not named here", fix)
+                yield warned(one.label, "calls whook, but is not named here", fix)
 
 
 def check_secret(cluster: Cluster) -> Iterator[Finding]:
@@ -1202,23 +1202,23 @@ def check_secret(cluster: Cluster) -> Iterator[Finding]:
     subject, secret = secret_label(cluster), cluster.find("secrets", cluster.arguments.secret)
     pair = secret_pair(secret)
     if not secret:
-        yield error(subject, "does not exist", RERUN)
+        yield failed(subject, "does not exist", RERUN)
         return
     if secret["type"] != "kubernetes.io/tls":
-        yield error(subject, *wrong_type(cluster, secret))
+        yield failed(subject, *wrong_type(cluster, secret))
     if not pair:
-        yield error(subject, "lacks one of tls.crt, tls.key, ca.crt", RERUN)
+        yield failed(subject, "lacks one of tls.crt, tls.key, ca.crt", RERUN)
         return
     if reason := renewal_flaw(pair, [cluster.dns_name]):
-        yield error(subject, reason, RERUN)
+        yield failed(subject, reason, RERUN)
     else:
-        yield ok(subject, f"certificate valid {span(pair.leaf)}")
+        yield passed(subject, f"certificate valid {span(pair.leaf)}")
     for _, webhook in each(configurations(cluster)):
         name = f"webhook {webhook['name']}"
         if reason := renewal_flaw(replace(pair, bundle=bundle_of(webhook)), [cluster.dns_name]):
-            yield error(name, f"its caBundle does not fit {subject}: {reason}", RERUN)
+            yield failed(name, f"its caBundle does not fit {subject}: {reason}", RERUN)
         else:
-            yield ok(name, f"trusts {subject}")
+            yield passed(name, f"trusts {subject}")
 
 
 def check_endpoints(cluster: Cluster) -> Iterator[Finding]:
@@ -1227,23 +1227,23 @@ def check_endpoints(cluster: Cluster) -> Iterator[Finding]:
     addresses = endpoints(cluster, found)
     if not addresses:
         message = f"service {namespace}/{cluster.arguments.service} has no ready endpoint"
-        yield error("endpoints", message, f"kubectl -n {namespace} get pods")
+        yield failed("endpoints", message, f"kubectl -n {namespace} get pods")
     pair = secret_pair(cluster.find("secrets", cluster.arguments.secret))
     bundles = {bundle_of(webhook) for _, webhook in each(found)}
     for address, der in zip(addresses, dial_all(cluster, addresses), strict=True):
         subject = f"endpoint {address[0]}:{address[1]}"
         if not der:
             fix = "from outside the cluster that is normal; else see the pod's log"
-            yield warning(subject, "cannot be reached from here", fix)
+            yield warned(subject, "cannot be reached from here", fix)
         elif pair and der == pair.leaf.public_bytes(serialization.Encoding.DER):
-            yield ok(subject, "serves the secret's certificate")
+            yield passed(subject, "serves the secret's certificate")
         else:
             message = "serves another certificate than the secret's, one that is "
             fix = f"kubectl -n {namespace} rollout restart deployment whook"
             if all(trusts(address, cluster.dns_name, bundle) for bundle in bundles):
-                yield warning(subject, message + "still trusted", fix)
+                yield warned(subject, message + "still trusted", fix)
             else:
-                yield error(subject, message + "not trusted", fix)
+                yield failed(subject, message + "not trusted", fix)
 
 
 def trusts(address: Address, name: str, bundle: bytes) -> bool:
@@ -1275,10 +1275,10 @@ def check_namespaces(cluster: Cluster) -> Iterator[Finding]:
         chosen = [name for name in labels if selects(selector, labels[name])]
         if own in chosen:
             fix = f"add to namespaceSelector: kubernetes.io/metadata.name NotIn [{own}]"
-            yield warning(subject, f"selects namespace {own}: whook could lock itself out", fix)
+            yield warned(subject, f"selects namespace {own}: whook could lock itself out", fix)
         if not chosen:
             fix = "kubectl label namespace default whook=enabled"
-            yield warning(subject, "selects no namespace", fix)
+            yield warned(subject, "selects no namespace", fix)
         elif own not in chosen and one.resource.startswith("mutating"):
             yield try_pod(cluster, subject, chosen[0])
 
@@ -1304,12 +1304,12 @@ def try_pod(cluster: Cluster, subject: str, namespace: str) -> Finding:
         mutated = created(namespace) != created(cluster.arguments.namespace)
     except Fault as fault:
         if "denied the request" in str(fault):
-            return ok(subject, f"{what} was denied: {fault}")
-        return error(subject, f"{what} failed: {fault}", "see the other findings")
+            return passed(subject, f"{what} was denied: {fault}")
+        return failed(subject, f"{what} failed: {fault}", "see the other findings")
     if mutated:
-        return ok(subject, f"{what} came back mutated")
+        return passed(subject, f"{what} came back mutated")
     fix = "should a policy change it? see whook's log: failurePolicy Ignore hides a failed call"
-    return warning(subject, f"{what} came back as it was sent", fix)
+    return warned(subject, f"{what} came back as it was sent", fix)
 
 
 CHECKS = (
@@ -1328,7 +1328,7 @@ def check(arguments: argparse.Namespace) -> int:
             raise
         except Fault as fault:
             hop = look.__name__.removeprefix("check_")
-            findings.append(error(hop, str(fault), fault.hint))
+            findings.append(failed(hop, str(fault), fault.hint))
     findings = list(dict.fromkeys(findings))
     if arguments.output == "json":
         print(json.dumps([asdict(finding) for finding in findings], indent=2))

@@ -83,6 +83,7 @@ class Front:
 
     def __enter__(self) -> Front:
         self.stack = contextlib.ExitStack()
+        self.stack.callback(self.backend.close)
         self.folder = Path(self.stack.enter_context(tempfile.TemporaryDirectory(prefix="front-")))
         authority = pki.Authority("front")
         paths = authority.issue(["127.0.0.1"]).write(self.folder)
@@ -184,27 +185,38 @@ class Relay:
     """A backend that is a real control plane; a user is known by a client certificate there."""
 
     def __init__(self, plane):
-        self.plane, self.contexts = plane, {}
-        self.ca_pem = plane.authority.pem
+        self.plane, self.ca_pem = plane, plane.authority.pem
+        self.contexts: dict[str, ssl.SSLContext] = {}
+        self.idle: dict[str, list[http.client.HTTPSConnection]] = {}
 
-    def context(self, user: str) -> ssl.SSLContext:
+    def connection(self, user: str) -> http.client.HTTPSConnection:
+        """An idle connection of this user's, or a new one."""
         if user not in self.contexts:
             group = "system:masters" if user == "admin" else None
             pair = self.plane.issue(user, client=True, common_name=user, organization=group)
             context = ssl.create_default_context(cadata=self.ca_pem.decode())
             context.load_cert_chain(*pair.write(self.plane.folder, f"{user}.crt", f"{user}.key"))
-            self.contexts[user] = context
-        return self.contexts[user]
+            self.idle[user], self.contexts[user] = [], context
+        with contextlib.suppress(IndexError):
+            return self.idle[user].pop()
+        context = self.contexts[user]
+        return http.client.HTTPSConnection(
+            "127.0.0.1", self.plane.port, timeout=30, context=context
+        )
 
     def answer(self, call: Call):
-        connection = http.client.HTTPSConnection(
-            "127.0.0.1", self.plane.port, timeout=30, context=self.context(call.user)
-        )
-        with contextlib.closing(connection):
-            headers = {"Content-Type": call.content_type}
-            connection.request(call.method, call.target, call.raw or None, headers)
-            response = connection.getresponse()
-            return response.status, json.loads(response.read())
+        connection = self.connection(call.user)
+        headers = {"Content-Type": call.content_type}
+        connection.request(call.method, call.target, call.raw or None, headers)
+        response = connection.getresponse()
+        status, answer = response.status, json.loads(response.read())
+        self.idle[call.user].append(connection)
+        return status, answer
+
+    def close(self) -> None:
+        for connections in self.idle.values():
+            for connection in connections:
+                connection.close()
 
 
 class Memory:
@@ -216,6 +228,9 @@ class Memory:
         self.objects: dict[str, dict] = {}
         self.versions = itertools.count(1)
         self.lock = threading.RLock()
+
+    def close(self) -> None:
+        pass
 
     def answer(self, call: Call):
         with self.lock:
