@@ -654,7 +654,7 @@ def endpoints(cluster: Cluster, found: list[Configuration]) -> list[Address]:
         for endpoint in one.get("endpoints") or []
         if endpoint.get("conditions", {}).get("ready") is not False
         for port in one.get("ports") or []
-        if port.get("name", "") in ports
+        if port.get("name", "") in ports and port.get("port")
     }
     return sorted(addresses)
 
