@@ -157,19 +157,18 @@ class WebhookConfigurationTest(unittest.TestCase):
                     }
                 ],
             },
-            "rules": [
-                {
-                    "apiGroups": [""],
-                    "apiVersions": ["v1"],
-                    "resources": ["pods"],
-                    "operations": ["CREATE"],
-                    "scope": "Namespaced",
-                }
-            ],
         }
+        pods = {"apiGroups": [""], "apiVersions": ["v1"], "resources": ["pods"]}
+        pods |= {"operations": ["CREATE"], "scope": "Namespaced"}
+        changed = {"resources": ["pods", "pods/ephemeralcontainers"]}
+        changed |= {"operations": ["CREATE", "UPDATE"]}
         for kind, verb, more in (
-            ("MutatingWebhookConfiguration", "mutate", {"reinvocationPolicy": "IfNeeded"}),
-            ("ValidatingWebhookConfiguration", "validate", {}),
+            (
+                "MutatingWebhookConfiguration",
+                "mutate",
+                {"reinvocationPolicy": "IfNeeded", "rules": [pods]},
+            ),
+            ("ValidatingWebhookConfiguration", "validate", {"rules": [pods | changed]}),
         ):
             with self.subTest(verb):
                 configuration = one(kind)
