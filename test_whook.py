@@ -232,7 +232,7 @@ class ParseReview(unittest.TestCase):
             (review(object=[1]), "request.object must be an object"),
             (
                 review(kind={"group": 1}),
-                "group, version, kind of a kind or resource must be strings",
+                "group, version, kind in request.kind must be strings",
             ),
             (review(dryRun="yes"), "request.dryRun must be true or false"),
             (review(userInfo="me"), "request.userInfo must be an object"),

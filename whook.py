@@ -296,15 +296,15 @@ def parse_review(body: bytes, deadline: float = math.inf) -> Request:
     request.operation = _field(fields, "operation", str, "")
     if request.operation not in _OPERATIONS:
         raise Refusal(400, f"request.operation must be one of {', '.join(_OPERATIONS)}")
-    kind = _field(fields, "kind", dict, {})
-    resource = _field(fields, "resource", dict, {})
-    request.kind = Kind(*_strings(kind, Kind._fields))
-    request.resource = Resource(*_strings(resource, Resource._fields))
+    request.kind = _names(Kind, fields, "kind")
+    request.resource = _names(Resource, fields, "resource")
     request.sub_resource = _field(fields, "subResource", str, "")
-    asked = _field(fields, "requestKind", dict, kind)
-    request.request_kind = Kind(*_strings(asked, Kind._fields))
-    asked = _field(fields, "requestResource", dict, resource)
-    request.request_resource = Resource(*_strings(asked, Resource._fields))
+    request.request_kind = request.kind  # as a v1beta1 API server means it, and nearly always
+    if fields.get("requestKind") not in (None, fields.get("kind")):
+        request.request_kind = _names(Kind, fields, "requestKind")
+    request.request_resource = request.resource
+    if fields.get("requestResource") not in (None, fields.get("resource")):
+        request.request_resource = _names(Resource, fields, "requestResource")
     request.request_sub_resource = _field(fields, "requestSubResource", str, "")
     request.namespace = _field(fields, "namespace", str, "")
     request.name = _field(fields, "name", str, "") or _own_name(obj)
@@ -348,11 +348,15 @@ def _field(fields: dict[str, Any], key: str, kind: type, default: Any) -> Any:
     return value
 
 
-def _strings(fields: dict[str, Any], keys: Iterable[str]) -> list[str]:
-    values = [fields.get(key, "") for key in keys]
-    if not all(type(value) is str for value in values):
-        raise Refusal(400, f"{', '.join(keys)} of a kind or resource must be strings")
-    return values
+Names = TypeVar("Names", Kind, Resource)
+
+
+def _names(what: type[Names], fields: dict[str, Any], key: str) -> Names:
+    values = _field(fields, key, dict, {})
+    found = [values.get(name, "") for name in what._fields]
+    if {*map(type, found)} != {str}:
+        raise Refusal(400, f"{', '.join(what._fields)} in request.{key} must be strings")
+    return what(*found)
 
 
 def _own_name(obj: dict[str, Any] | None) -> str:
