@@ -98,6 +98,8 @@ def measure(
     output = subprocess.check_output(command, env=os.environ | {"BODY": str(body)}, text=True)
     spent = server.cpu() - before
     result = json.loads(output.splitlines()[-1])
+    if not result["reviews"]:
+        raise ValueError(f"{server.peer.name} answered no review in {seconds} s")
     return {
         "cpu_us": spent / max(result["reviews"], 1) * 1e6,
         "rate": result["reviews"] / result["seconds"],

@@ -53,13 +53,16 @@ def render(results: Results) -> str:
         parts.append(
             "![Cost against object size, policies, connections and workers](bench/growth.svg)"
         )
+    parts.append(
+        "Made by `python -m bench`; the first lines of `bench/__main__.py` say what it needs."
+    )
     return "\n\n".join(part for part in parts if part)
 
 
 def heading(results: Results) -> str:
     machine, settings = results["machine"], results["settings"]
     python = machine["python"]
-    build = "a PGO build" if python["pgo_stated"] else "its build flags name no PGO"
+    build = "a PGO build" if python["pgo_stated"] else "its flags do not say if of a PGO build"
     reviews = sum(r["failed"] for t in results["rounds"] for p in t.values()
                   for r in p["reviews"].values())  # fmt: skip
     return (
