@@ -353,7 +353,7 @@ Names = TypeVar("Names", Kind, Resource)
 
 def _names(what: type[Names], fields: dict[str, Any], key: str) -> Names:
     values = _field(fields, key, dict, {})
-    found = [values.get(name, "") for name in what._fields]
+    found: list[Any] = [values.get(name, "") for name in what._fields]
     if {*map(type, found)} != {str}:
         raise Refusal(400, f"{', '.join(what._fields)} in request.{key} must be strings")
     return what(*found)
@@ -486,8 +486,9 @@ def _load_policy(path: str, source: bytes) -> Policy:
             f"policy {path} does not load: {describe(error, path)}",
             "run it with python to see the whole error",
         ) from error
-    functions = [getattr(module, verb, None) for verb in ("mutate", "validate")]
-    if not any(map(callable, functions)):
+    found = [getattr(module, verb, None) for verb in ("mutate", "validate")]
+    functions = [function if callable(function) else None for function in found]
+    if not any(functions):
         raise SetupError(
             f"policy {path} defines neither mutate nor validate",
             "a policy is a file with `def mutate(obj, request):`, or validate, or both",
