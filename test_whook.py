@@ -19,6 +19,7 @@ import time
 import unittest
 from datetime import timedelta
 from pathlib import Path
+from unittest import mock
 
 import jsonpatch
 from hypothesis import given, settings
@@ -154,6 +155,22 @@ class Log(unittest.TestCase):
         ]:
             with self.subTest(value=value):
                 self.assertEqual(whook._quote(value), expected)
+
+    def test_lines_go_out_together_under_load_and_none_is_lost(self):
+        writes = []
+        with mock.patch.object(os, "write", lambda _, data: writes.append(data)):
+            log = whook.Log()
+            for number in range(200):
+                log("INFO", "review", number=number, filler="x" * 100)
+            first = len(writes)
+            log("ERROR", "last")
+        lines = b"".join(writes).splitlines()
+        self.assertLess(first, 100)
+        self.assertEqual(len(lines), 201)
+        self.assertIn(b"number=199 ", lines[199])
+        for data in writes:
+            self.assertLessEqual(len(data), whook.LOG_WRITE)
+            self.assertTrue(data.endswith(b"\n"))
 
 
 class ParseReview(unittest.TestCase):
@@ -1405,6 +1422,7 @@ whook.Worker.run = run"""
 
     def test_files_that_change_while_they_are_read(self):
         contents = iter([{"a": b"1"}, {"a": b"2"}, {"a": b"3"}, {"a": b"3"}, {"a": b"3"}])
+        self.enterContext(mock.patch.object(whook, "log"))
         watched = whook.Watched("x", lambda: next(contents), lambda files: files["a"])
         watched.refresh()
         self.assertEqual(watched.value, b"1")  # it read 2, then 3
