@@ -1515,8 +1515,9 @@ class Supervisor:
         self.setup, self.slot = setup, count  # the board's last slot is its own
         self.metrics = Metrics({})
         self.workers: dict[int, int] = {}  # process id to slot
-        self.started, self.pause = [0.0] * count, [0.0] * count  # of each slot
-        self.served, self.status = False, 0
+        self.changed = [0.0] * count  # when each slot was filled or emptied
+        self.pause = [0.0] * count  # before it is filled again
+        self.status = 0
         self.kill_at = math.inf  # finite once the workers were told to end
 
     def run(self) -> int:
@@ -1537,8 +1538,8 @@ class Supervisor:
     def start_missing(self) -> None:
         now = time.monotonic()
         for slot in set(range(self.slot)) - set(self.workers.values()):
-            if now >= self.started[slot] + self.pause[slot]:
-                self.started[slot] = now
+            if now >= self.changed[slot] + self.pause[slot]:
+                self.changed[slot] = now
                 process = os.fork()
                 if not process:
                     _be_a_worker(self.setup, slot)
@@ -1556,19 +1557,19 @@ class Supervisor:
             if self.kill_at < math.inf:
                 self.status |= code != 0
                 continue
-            lived = time.monotonic() - self.started[slot]
+            lived = time.monotonic() - self.changed[slot]
             log("ERROR", "worker ended", process=process, status=code, lived=f"{lived:.1f}s")
-            self.served |= self.setup.board.heartbeat(slot) > self.started[slot]
-            if not self.served:
+            if not any(map(self.setup.board.heartbeat, range(self.slot))):
                 raise SetupError("no worker could start", "the log above says why")
-            self.pause[slot] = 0 if lived > LONG_LIFE else lived + min(self.pause[slot] + 0.1, 5)
+            self.pause[slot] = 0 if lived > LONG_LIFE else min(2 * self.pause[slot] + 0.1, 5)
+            self.changed[slot] += lived
             self.metrics.add("whook_worker_restarts_total")
 
     def kill_silent(self) -> None:
         """Kill each worker without a heartbeat for too long: stopped, or stuck in C code."""
         now = time.monotonic()
         for process, slot in self.workers.items():
-            beat = max(self.setup.board.heartbeat(slot), self.started[slot])
+            beat = max(self.setup.board.heartbeat(slot), self.changed[slot])
             if now - beat > STUCK_AFTER or now > self.kill_at:
                 log("ERROR", "worker killed", process=process, silent=f"{now - beat:.1f}s")
                 os.kill(process, signal.SIGKILL)
