@@ -1,0 +1,1599 @@
+#!/usr/bin/env python3
+"""The debugging desk: whook on this machine, and a page that shows what the API server asks and
+what the policies answer. For developers; never in the production image.
+
+    python debug.py --policy policies                the webhook, the page, the recordings
+    python debug.py try --policy policies pod.yaml   local manifests, no cluster at all
+    python debug.py replay FOLDER --policy policies  recordings as tests: 1 if an answer differs
+    python debug.py up --address 192.0.2.7           lets a cluster call this desk
+    python debug.py doctor                           follows that call, hop by hop
+    python debug.py down                             takes out of the cluster all that `up` made
+
+What it holds to: the page listens on loopback alone, answers no other Host or Origin, tells nothing
+without the token in the terminal's link, and treats every object as hostile text. Neither the page
+nor a recording shows a Secret's data, a token or an env value, unless --unredacted. The cluster
+calls with failurePolicy Ignore, so it goes on without the desk; nothing is held past its deadline.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import collections
+import contextlib
+import dataclasses
+import datetime
+import functools
+import hashlib
+import hmac
+import ipaddress
+import json
+import os
+import queue
+import re
+import secrets
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml  # the kubernetes client needs it too
+
+import certs
+import review
+import whook
+
+Json = dict[str, Any]
+
+MAX_KEPT = 1000  # reviews, on the page and in the folder (--keep)
+MAX_KEPT_BYTES = 256 * 1024 * 1024  # of all these together
+MAX_PAGE_BODY = 16 * 1024 * 1024  # an edited object as YAML is larger than the object was
+POLL = 20.0  # seconds that the page's request for news waits
+MARGIN = 1.0  # seconds before its deadline at which a held review is answered anyway
+EXPIRES = "whook.local/expires"  # annotation: when `up` meant its work to end
+DOCTOR, ARRIVED = "whook.local/doctor", "whook.local/arrived"  # annotations of doctor's dry run
+MANAGED = "app.kubernetes.io/managed-by"
+MANAGER = "whook-debug"  # value of that label, and our field manager
+
+# ---------------------------------------------------------------------------- redaction
+
+SENSITIVE_KEY = re.compile(
+    r"(token|password|passwd|secret[-_]?key|api[-_]?key|access[-_]?key|private[-_]?key|credentials?)$",
+    re.IGNORECASE,
+)
+SENSITIVE_TEXT = re.compile(
+    r"eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"  # a JSON Web Token
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
+    r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"  # user:password in a URL
+    r"|(?i:(?<=bearer )[\w.~+/=-]{8,})"
+    r"|(?i:(?<=token=)|(?<=password=)|(?<=passwd=)|(?<=api-key=)|(?<=apikey=)|(?<=secret=))"
+    r"[^\s\"'&,;]+",
+    re.DOTALL,
+)
+PLACEHOLDER = re.compile(r"redacted-(\d{3,})|cmVkYWN0ZWQt([A-Za-z0-9+/]{4,}={0,2})")
+SHORTEST = 6  # characters of a value that is looked for inside other texts
+
+
+class Redaction:
+    """Replaces what is secret in one review, and what repeats it, by numbered placeholders.
+
+    Secret: a Secret's data and stringData; every `env` value; what stands under a key that ends in
+    token, password, key and the like; tokens, private keys and passwords within a text, also in
+    JSON within a text. Then each place where such a value turns up again, plain, in base64 or
+    escaped: a policy may quote it in a denial. An env value that only a policy adds stays, as it
+    comes from the policy's source. The same value gets the same placeholder, so that a difference
+    stays one. With `recorded` the review holds placeholders already, and they stay as they are.
+    """
+
+    def __init__(self, document: Any, recorded: bool = False) -> None:
+        self.recorded, self.strict = recorded, True
+        self.placeholders: dict[str, str] = {}  # by what they stand for
+        self.originals: dict[str, str] = {}  # the other way round
+        self.scrubbed: dict[str, str] = {}  # what scrub() made of a text, by what is known by now
+        self.by_start: dict[str, list[str]] = collections.defaultdict(list)
+        text = json.dumps(document) if recorded else ""
+        self.count = max(map(_placeholder_number, PLACEHOLDER.finditer(text)), default=0)
+        self.clean(document)
+        self.strict = False
+
+    def hide(self, text: str) -> str:
+        """The placeholder for a secret; learns it, and the other forms it may turn up in."""
+        if not text or (self.recorded and PLACEHOLDER.fullmatch(text)):
+            return text
+        if text not in self.placeholders:
+            self.count += 1
+            plain = f"redacted-{self.count:03d}"
+            encoded = base64.b64encode(plain.encode()).decode()
+            decoded = _decoded(text)
+            self._learn(text, plain if decoded is None else encoded)
+            self._learn((decoded or b"").decode("utf-8", "replace"), plain)
+            self._learn(json.dumps(text)[1:-1], plain)
+            self._learn(base64.b64encode(text.encode()).decode(), encoded)
+        return self.placeholders[text]
+
+    def _learn(self, form: str, placeholder: str) -> None:
+        if form and form not in self.placeholders:
+            self.placeholders[form] = placeholder
+            self.originals.setdefault(placeholder, form)
+            self.scrubbed.clear()
+            if len(form) >= SHORTEST:
+                self.by_start[form[:SHORTEST]].append(form)
+
+    def clean(self, value: Any, key: str = "") -> Any:
+        """A copy of a JSON value without secrets. RecursionError if it is nested too deeply."""
+        if type(value) is str:
+            return self.hide(value) if SENSITIVE_KEY.search(key) else self.scrub(value)
+        if type(value) is list:
+            if key == "env":
+                return [self._clean_variable(item) for item in value]
+            return [self.clean(item, key) for item in value]
+        if type(value) is not dict:
+            return value
+        secret = ("data", "stringData") if value.get("kind") == "Secret" else ()
+        return {k: self._hide_all(v) if k in secret else self.clean(v, k) for k, v in value.items()}
+
+    def _clean_variable(self, item: Any) -> Any:
+        if type(item) is not dict or type(item.get("value")) is not str:
+            return self.clean(item)
+        value, name = item["value"], str(item.get("name"))
+        known = self.strict or value in self.placeholders or SENSITIVE_KEY.search(name)
+        shown = self.hide(value) if known else self.scrub(value)
+        return {k: shown if k == "value" else self.clean(v, k) for k, v in item.items()}
+
+    def _hide_all(self, data: Any) -> Any:
+        if type(data) is not dict:
+            return self.clean(data)
+        return {k: self.hide(v) if type(v) is str else self.clean(v) for k, v in data.items()}
+
+    def scrub(self, text: str) -> str:
+        """A text without the secrets in it: JSON, patterns, values known by now."""
+        if text not in self.scrubbed:
+            self.scrubbed[text] = self._scrub(text)
+        return self.scrubbed[text]
+
+    def _scrub(self, text: str) -> str:
+        if text[:1] in ("{", "["):
+            with contextlib.suppress(ValueError):
+                document = json.loads(text)
+                cleaned = self.clean(document)
+                if cleaned != document:
+                    text = json.dumps(cleaned, separators=(",", ":"), ensure_ascii=False)
+        text = SENSITIVE_TEXT.sub(lambda match: self.hide(match[0]), text)
+        if not self.recorded:  # what only looks like a placeholder must not become another's value
+            text = PLACEHOLDER.sub(self._foreign, text)
+        return self._replace_known(text) if self.by_start else text
+
+    def _foreign(self, match: re.Match[str]) -> str:
+        return match[0] if match[0] in self.originals else self.hide(match[0])
+
+    def _replace_known(self, text: str) -> str:
+        """Linear in the text: a table by the first characters, as there may be thousands."""
+        parts, start, place = [], 0, 0
+        while place <= len(text) - SHORTEST:
+            for form in self.by_start.get(text[place : place + SHORTEST], ()):
+                if text.startswith(form, place):
+                    parts += [text[start:place], self.placeholders[form]]
+                    start = place = place + len(form)
+                    break
+            else:
+                place += 1
+        return "".join([*parts, text[start:]])
+
+    def restore(self, value: Any) -> Any:
+        """A copy with the secrets back in the place of their placeholders."""
+        if type(value) is dict:
+            return {key: self.restore(item) for key, item in value.items()}
+        if type(value) is list:
+            return [self.restore(item) for item in value]
+        if type(value) is not str:
+            return value
+        return PLACEHOLDER.sub(lambda match: self.originals.get(match[0], match[0]), value)
+
+
+class NoRedaction(Redaction):
+    """For --unredacted: everything stays."""
+
+    def clean(self, value: Any, key: str = "") -> Any:
+        return value
+
+    def scrub(self, text: str) -> str:
+        return text
+
+
+def _decoded(text: str) -> bytes | None:
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError:
+        return None
+
+
+def _placeholder_number(match: re.Match[str]) -> int:
+    number = match[1] or (_decoded(match[2]) or b"").decode("ascii", "replace")
+    return int(number) if number.isdigit() else 0
+
+
+# ---------------------------------------------------------------------------- one run
+
+
+@dataclasses.dataclass
+class Result:
+    """What one call came to. `answer` is the decoded body, a patch in it as a list; `spent` and
+    `changed_by` as in whook.Response, `duration` in seconds. What judge() finds is added: `kubectl`
+    the lines a person would see, `remarks` what kubectl would not say, `again` the operations
+    that the policies make on their own result, by policy."""
+
+    status: int
+    answer: Json
+    duration: float
+    spent: dict[str, float] = dataclasses.field(default_factory=dict)
+    changed_by: dict[str, int] = dataclasses.field(default_factory=dict)
+    kubectl: list[str] = dataclasses.field(default_factory=list)
+    remarks: list[str] = dataclasses.field(default_factory=list)
+    again: dict[str, whook.Patch] = dataclasses.field(default_factory=dict)
+    rejected: bool = False  # an API server would refuse what the patch makes
+
+    @property
+    def response(self) -> Json:
+        return self.answer.get("response") or {}
+
+    @property
+    def patch(self) -> whook.Patch:
+        return self.response.get("patch") or []
+
+    @property
+    def outcome(self) -> str:
+        if self.status != 200:
+            return "failed"
+        if not self.response.get("allowed"):
+            return "denied"
+        return "rejected" if self.rejected else "patched" if self.patch else "allowed"
+
+    @property
+    def message(self) -> str:
+        if self.status != 200:
+            return str(self.answer.get("message", ""))
+        return str((self.response.get("status") or {}).get("message", ""))
+
+    def steps(self) -> list[tuple[str, whook.Patch]]:
+        """The patch, split by the policy that made each part."""
+        steps, start = [], 0
+        for policy, count in self.changed_by.items():
+            steps.append((policy, self.patch[start : start + count]))
+            start += count
+        return steps + ([("by hand", self.patch[start:])] if self.patch[start:] else [])
+
+
+def result_of(answer: whook.Answer, response: whook.Response | None, duration: float) -> Result:
+    """A Result from what goes over the wire, so that it shows what was really sent."""
+    document = json.loads(answer.body)
+    if patch := (document.get("response") or {}).get("patch"):
+        document["response"]["patch"] = json.loads(base64.b64decode(patch))
+    result = Result(answer.status, document, duration)
+    if response:
+        result.spent, result.changed_by = response.spent, response.changed_by
+    return result
+
+
+def _post(path: str) -> whook.Head:
+    return whook.Head("POST", path, "1.1", {"content-type": "application/json"})
+
+
+def run(path: str, body: bytes, policies: whook.PolicySet) -> Result:
+    """Answer a review as the server would, and judge the answer."""
+    started, request = time.monotonic(), None
+    try:
+        verb, name, timeout = whook.route(_post(path))
+        request = whook.parse_review(body, started + timeout)
+        response = whook.evaluate(request, policies.find(verb, name), verb)
+        answer = whook.Answer(200, whook.render_review(request, response))
+    except whook.Refusal as refusal:
+        answer = whook.status_answer(refusal)
+    duration = time.monotonic() - started
+    result = result_of(answer, request.response if request else None, duration)
+    judge(result, path, body, policies)
+    return result
+
+
+def judge(result: Result, path: str, body: bytes, policies: whook.PolicySet) -> None:
+    """Find what a person would see of it, what an API server would do with it, and what a second
+    pass changes (reinvocationPolicy: IfNeeded)."""
+    verb: whook.Verb = "validate" if path.startswith("/validate") else "mutate"
+    try:
+        request = whook.parse_review(body)
+    except whook.Refusal as refusal:
+        result.remarks = [f"no review: {refusal.message}"]
+        return
+    before = request.object
+    after = whook.apply(before, result.patch) if result.patch else before
+    outcome = review.Outcome(request, before, after, [], {}, None, review.refusals(before, after))
+    if result.status == 200:
+        outcome.responses[verb] = _response_of(result)
+    else:
+        outcome.fault = whook.Refusal(result.status, result.message)
+        if verb == "validate":
+            outcome.responses["mutate"] = whook.Response()
+    if result.patch:
+        result.again = _again(path, body, after, policies)
+        outcome.steps = [review.Step(name, [], patch) for name, patch in result.again.items()]
+    result.rejected = bool(outcome.refusals)
+    result.kubectl, result.remarks = review.as_kubectl(outcome), review.remarks(outcome)
+
+
+def _response_of(result: Result) -> whook.Response:
+    response, status = whook.Response(), result.response.get("status") or {}
+    response.allowed = result.response.get("allowed", False)
+    response.message, response.reason = result.message, status.get("reason", "")
+    response.warnings = result.response.get("warnings") or []
+    return response
+
+
+def _again(path: str, body: bytes, after: Any, policies: whook.PolicySet) -> dict[str, whook.Patch]:
+    """What each policy would still change in the patched object."""
+    try:
+        verb, name, timeout = whook.route(_post(path))
+        request = whook.parse_review(with_object(body, after), time.monotonic() + timeout)
+        response = whook.evaluate(request, policies.find(verb, name), verb)
+    except whook.Refusal:
+        return {}
+    found, start = {}, 0
+    for policy, count in response.changed_by.items():
+        found[policy] = response.patch[start : start + count]
+        start += count
+    return found
+
+
+def with_object(body: bytes, obj: Any) -> bytes:
+    document = json.loads(body)
+    document["request"]["object"] = obj
+    return json.dumps(document).encode()
+
+
+def _object_in(document: Any) -> Any:
+    request = document.get("request") if type(document) is dict else None
+    return request.get("object") if type(request) is dict else None
+
+
+def difference(one: Result, other: Result, obj: Any) -> list[str]:
+    """How the two answers to one object differ in what they mean; [] if they do not.
+
+    Patches are compared by what they make of the object, not by how."""
+    lines = []
+    if one.outcome != other.outcome:
+        lines.append(f"was {one.outcome}, is {other.outcome}")
+    if one.message != other.message:
+        lines.append(f"message was {json.dumps(one.message)}, is {json.dumps(other.message)}")
+    for field in ("warnings", "auditAnnotations"):
+        was, now = one.response.get(field), other.response.get(field)
+        if (was or None) != (now or None):
+            lines.append(f"{field} were {json.dumps(was)}, are {json.dumps(now)}")
+    for code in ("code", "reason"):
+        was, now = ((r.response.get("status") or {}).get(code) for r in (one, other))
+        if was != now:
+            lines.append(f"status.{code} was {json.dumps(was)}, is {json.dumps(now)}")
+    if obj is not None and one.patch != other.patch:
+        for step in whook.diff(*(whook.apply(obj, result.patch) for result in (one, other))):
+            value = f" {json.dumps(step['value'])}" if "value" in step else ""
+            lines.append(f"{step['op']} {step['path']}{value}")
+    return lines
+
+
+# ---------------------------------------------------------------------------- entries
+
+
+@dataclasses.dataclass
+class Entry:
+    """One review on the desk. `body` is what came, byte by byte; `result` what was answered, None
+    while it is at work; `replayed` what the policies of now would answer, to `edited` if the object
+    was edited. Times are seconds since 1970; `held_until` is 0 unless a person may answer."""
+
+    number: int
+    path: str
+    body: bytes
+    origin: str  # "cluster", "file" or "recording"
+    time: float
+    redacted: bool = False  # holds placeholders: it was recorded
+    result: Result | None = None
+    replayed: Result | None = None
+    edited: bytes | None = None
+    changes: list[str] = dataclasses.field(default_factory=list)  # from result to replayed
+    held_until: float = 0.0
+    file: Path | None = None
+    version: int = 0
+
+    @functools.cached_property
+    def facts(self) -> Json:
+        """What the list shows of the request; works on anything that is no review, too."""
+        try:
+            request = whook.parse_review(self.body)
+        except whook.Refusal as refusal:
+            return {"operation": "?", "kind": "no review", "name": refusal.message, "user": ""}
+        name = f"{request.namespace}/{request.name}" if request.namespace else request.name
+        kind = request.kind.kind + (f"/{request.sub_resource}" if request.sub_resource else "")
+        return {
+            "operation": request.operation,
+            "kind": kind,
+            "name": name,
+            "user": str(request.user_info.get("username", "")),
+            "dry_run": request.dry_run,
+        }
+
+    @property
+    def timeout(self) -> float:
+        match = re.search(r"[?&]timeout=(\d{1,4})s", self.path)
+        return float(match[1]) if match else whook.DEFAULT_TIMEOUT
+
+    def text(self) -> str:
+        """What filters look in."""
+        words = [str(self.facts.get(k, "")) for k in ("operation", "kind", "name", "user")]
+        if self.facts.get("dry_run"):
+            words.append("dry-run")
+        return " ".join([*words, self.path.partition("?")[0]]).lower()
+
+
+def matches(words: str, text: str) -> bool:
+    """Whether the text has every word, and none of those with a minus before them."""
+    return all(
+        (word[1:] not in text) if word[0] == "-" and word[1:] else (word in text)
+        for word in words.lower().split()
+    )
+
+
+def summary(entry: Entry) -> Json:
+    """A row of the page's list."""
+    row: Json = {
+        "number": entry.number,
+        "version": entry.version,
+        "time": entry.time,
+        "path": entry.path.partition("?")[0],
+        "timeout": entry.timeout,
+        "origin": entry.origin,
+        "text": entry.text(),
+        "edited": entry.edited is not None,
+        "held_until": entry.held_until,
+        "outcome": "held" if entry.held_until else "waiting",
+        **entry.facts,
+    }
+    if result := entry.result:
+        row |= {
+            "outcome": result.outcome,
+            "operations": len(result.patch),
+            "warnings": len(result.response.get("warnings") or []),
+            "seconds": result.duration,
+            "again": bool(result.again),
+        }
+    if entry.replayed:
+        row["replayed"] = entry.replayed.outcome
+        row["differs"] = bool(entry.changes)
+    return row
+
+
+def redaction_of(entry: Entry, unredacted: bool) -> tuple[Redaction, Json]:
+    """The entry's redaction, and its review without secrets; fails closed."""
+    try:
+        document = json.loads(entry.body)
+        if unredacted:
+            return NoRedaction(document), document
+        redaction = Redaction(document, entry.redacted)
+        return redaction, redaction.clean(document)
+    except (ValueError, RecursionError):
+        return Redaction({}), {"withheld": "it is no JSON, or nested too deeply to be redacted"}
+
+
+def show_result(result: Result, redaction: Redaction, before: Any, recorded: bool = False) -> Json:
+    """A result for the page or the folder, without secrets. The patch is made anew from redacted
+    objects, policy by policy: an operation's bare value would not show whether it is secret."""
+    steps, state, shown = [], before, redaction.clean(before)
+    for policy, patch in result.steps():
+        state, was = whook.apply(state, patch), shown
+        shown = redaction.clean(state)
+        steps.append({"policy": policy, "patch": whook.diff(was, shown)})
+    answer = redaction.clean(result.answer)
+    if result.patch:
+        answer["response"]["patch"] = [operation for step in steps for operation in step["patch"]]
+    kept = {
+        "status": result.status,
+        "answer": answer,
+        "duration": result.duration,
+        "spent": result.spent,
+        "changed_by": {s["policy"]: len(s["patch"]) for s in steps if s["policy"] != "by hand"},
+    }
+    if recorded:
+        return kept
+    return kept | {
+        "outcome": result.outcome,
+        "message": redaction.scrub(result.message),
+        "steps": steps,
+        "kubectl": [redaction.scrub(line) for line in result.kubectl],
+        "remarks": [redaction.scrub(line) for line in result.remarks],
+        "again": list(result.again),
+    }
+
+
+def compare(entry: Entry) -> None:
+    """Find how the replay's answer differs from the one that was given, by the same redaction."""
+    entry.changes, one, other = [], entry.result, entry.replayed
+    if not one or not other or entry.edited is not None:
+        return
+    obj = _object_in(json.loads(entry.body)) if one.status == 200 else None
+    if entry.redacted:
+        redaction, _ = redaction_of(entry, unredacted=False)
+        redacted = Result(**show_result(other, redaction, obj, recorded=True))
+        other = dataclasses.replace(redacted, rejected=other.rejected)
+    entry.changes = difference(one, other, obj)
+
+
+# ---------------------------------------------------------------------------- the folder
+
+
+class Folder:
+    """Recordings, one file each (0600) in a folder of ours (0700). Names sort by time."""
+
+    def __init__(self, path: str, unredacted: bool) -> None:
+        self.path, self.unredacted = Path(path), unredacted
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            certs.write_file(self.path / ".gitignore", b"*\n")
+        except OSError as error:
+            raise whook.SetupError(
+                f"can't write in {path}: {error.strerror}", "name another folder with --record"
+            ) from None
+
+    def write(self, entry: Entry) -> None:
+        stamp = datetime.datetime.fromtimestamp(entry.time, datetime.UTC)
+        unique = hashlib.sha256(entry.body).hexdigest()[:8]
+        file = entry.file or self.path / f"{stamp:%Y%m%dT%H%M%S.%f}Z-{unique}.json"
+        certs.write_file(file, recording(entry, entry.result, self.unredacted))
+        entry.file = file
+
+    def read(self) -> Iterator[tuple[Path, Json]]:
+        yield from read_recordings([str(self.path)])
+
+
+def recording(entry: Entry, result: Result | None, unredacted: bool) -> bytes:
+    """A review and its answer, to be kept and replayed."""
+    redaction, document = redaction_of(entry, unredacted)
+    record: Json = {
+        "time": entry.time,
+        "path": entry.path,
+        "redacted": not unredacted or entry.redacted,
+        "review": document,
+    }
+    if result and "withheld" not in document:
+        before = _object_in(json.loads(entry.body))
+        record["result"] = show_result(result, redaction, before, recorded=True)
+    return json.dumps(record, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace")
+
+
+def read_recordings(paths: Iterable[str]) -> Iterator[tuple[Path, Json]]:
+    """Each recording in files or folders, in the order of their names; SetupError for a file that
+    is none. A bare AdmissionReview counts as one that nobody answered yet."""
+    for path in paths:
+        files = sorted(Path(path).glob("*.json")) if os.path.isdir(path) else [Path(path)]
+        for file in files:
+            try:
+                record = json.loads(file.read_bytes())
+            except (OSError, ValueError) as error:
+                raise whook.SetupError(f"can't read {file}: {error}", "give recordings") from None
+            if type(record) is dict and record.get("kind") == "AdmissionReview":
+                record = {"review": record, "path": "/mutate", "time": 0.0}
+            if type(record) is not dict or not {"review", "path"} <= record.keys():
+                raise whook.SetupError(
+                    f"{file} is no recording", "debug.py writes them into the folder of --record"
+                )
+            yield file, record
+
+
+def entry_of(number: int, file: Path, record: Json) -> Entry:
+    """An Entry from a recording."""
+    body = json.dumps(record["review"]).encode()
+    entry = Entry(number, record["path"], body, "recording", record.get("time") or 0.0)
+    entry.redacted, entry.file = bool(record.get("redacted")), file
+    if result := record.get("result"):
+        try:
+            entry.result = Result(**result)
+        except TypeError as error:
+            raise whook.SetupError(f"{file}: {error}", "record it anew") from None
+    return entry
+
+
+# ---------------------------------------------------------------------------- the desk
+
+
+@dataclasses.dataclass
+class Decision:
+    """What a person said of a held review: "policies", "allow" (unchanged), "deny" or "edit"."""
+
+    kind: str
+    message: str = ""
+    obj: Any = None
+
+
+class Desk:
+    """All reviews, newest last, and who waits for what. Its methods may be called from any thread;
+    `changed` is told of each change."""
+
+    def __init__(self, keep: int, unredacted: bool, folder: Folder | None, hold: str = "") -> None:
+        self.keep, self.unredacted, self.folder, self.hold = keep, unredacted, folder, hold
+        self.entries: collections.OrderedDict[int, Entry] = collections.OrderedDict()
+        self.changed = threading.Condition()
+        self.version = self.last_number = self.size = 0
+        self.at_work: dict[str, tuple[Entry, whook.Response | None]] = {}  # by uid
+        self.decisions: dict[int, Decision] = {}
+        self.policies: whook.Watched[whook.PolicySet]
+        self.policy_error = ""
+        self.jobs: queue.SimpleQueue[Entry] = queue.SimpleQueue()
+        threading.Thread(target=self.finish, daemon=True).start()
+
+    def watch(self, paths: Sequence[str]) -> whook.Watched[whook.PolicySet]:
+        """The policies, reloaded on save; why a new version can't be used is shown on the page."""
+
+        def load(sources: Any) -> whook.PolicySet:
+            try:
+                policies, error = whook.load_policies(sources), ""
+            except whook.SetupError as caught:
+                error = f"{caught.message}; the last good version is in use"
+                raise
+            finally:
+                self.tell(error)
+            return policies
+
+        self.policies = whook.Watched("policies", lambda: whook.read_sources(paths), load)
+        return self.policies
+
+    def tell(self, error: str) -> None:
+        with self.changed:
+            self.policy_error = error
+            self.version += 1
+            self.changed.notify_all()
+
+    # -- reviews come and go
+
+    def add(self, entry: Entry) -> Entry:
+        with self.changed:
+            self.last_number += 1
+            entry.number = self.last_number
+            self.entries[entry.number] = entry
+            self.size += len(entry.body)
+            self.trim()
+        self.touch(entry)
+        return entry
+
+    def trim(self) -> None:
+        """Forget the oldest, here and in the folder; never one that is still at work."""
+        for number, entry in list(self.entries.items()):
+            if len(self.entries) <= self.keep and self.size <= MAX_KEPT_BYTES:
+                return
+            if entry.result:
+                del self.entries[number]
+                self.size -= len(entry.body)
+                if entry.file and self.folder and entry.file.parent == self.folder.path:
+                    entry.file.unlink(missing_ok=True)
+
+    def touch(self, entry: Entry) -> None:
+        """Show the entry's new state."""
+        with self.changed:
+            self.version += 1
+            entry.version = self.version
+            self.changed.notify_all()
+
+    def answered(self, entry: Entry, answer: whook.Answer, duration: float) -> None:
+        uid = _uid(entry.body)
+        _, response = self.at_work.pop(uid, (entry, None))
+        entry.result = result_of(answer, response, duration)
+        entry.held_until = 0.0
+        self.touch(entry)
+        self.jobs.put(entry)
+
+    def finish(self) -> None:
+        """What nobody waits for: a held review's preview; once the API server has its answer, the
+        second pass and the recording."""
+        while True:
+            entry = self.jobs.get()
+            try:
+                if entry.result is None:
+                    entry.replayed = run(entry.path, entry.body, self.policies.value)
+                else:
+                    judge(entry.result, entry.path, entry.body, self.policies.value)
+                    compare(entry)
+                    if self.folder and entry.number in self.entries:
+                        self.folder.write(entry)
+            except Exception as error:
+                whook.log("ERROR", "recording", error=whook.describe(error, __file__))
+            self.touch(entry)
+
+    # -- evaluation, as the worker calls it
+
+    def evaluate(
+        self, request: whook.Request, policies: Sequence[whook.Policy], verb: whook.Verb
+    ) -> whook.Response:
+        """whook's own, but that doctor's dry run is answered here, and what is chosen is held."""
+        if nonce := _asked_by_doctor(request):
+            response = whook.Response()
+            place = f"/metadata/annotations/{ARRIVED.replace('/', '~1')}"
+            response.patch = [{"op": "add", "path": place, "value": nonce}]
+            response.warnings = [f"{ARRIVED}: {nonce}"]
+            return response
+        entry, decision = self.at_work[request.uid][0], None
+        if self.hold and matches(self.hold, entry.text()):
+            decision = self.park(entry, request)
+            if decision.kind == "policies":  # those of now: they may have been edited meanwhile
+                policies = self.policies.value.find(verb, whook.route(_post(entry.path))[1])
+        if decision and decision.kind != "policies":
+            request.response = response = _by_hand(decision, request)
+        else:
+            try:
+                response = whook.evaluate(request, policies, verb)
+            finally:
+                self.at_work[request.uid] = entry, request.response
+        return response
+
+    def park(self, entry: Entry, request: whook.Request) -> Decision:
+        """Wait for a person, until shortly before the deadline."""
+        left = request.deadline - time.monotonic() - MARGIN
+        entry.held_until = time.time() + max(left, 0)
+        self.touch(entry)
+        self.jobs.put(entry)
+        with self.changed:
+            self.changed.wait_for(lambda: entry.number in self.decisions, max(left, 0))
+            entry.held_until = 0.0
+            decision = self.decisions.pop(entry.number, None)
+        text = "held by the debugging desk, and nobody answered in time: allowed unchanged"
+        return decision or Decision("timeout", text)
+
+    def decide(self, number: int, decision: Decision) -> None:
+        with self.changed:
+            entry = self.entry(number)
+            if not entry.held_until:
+                raise whook.Refusal(409, "this review is held no more")
+            if decision.kind == "edit":
+                decision.obj = self.restore(entry, decision.obj)
+            self.decisions[number] = decision
+            self.changed.notify_all()
+
+    # -- for the page
+
+    def entry(self, number: int) -> Entry:
+        try:
+            return self.entries[number]
+        except KeyError:
+            raise whook.Refusal(404, f"there is no review {number} any more") from None
+
+    def news(self, after: int, wait: float) -> Json:
+        """What changed since a version, or all if there was none; waits for it."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.version != after, wait)
+            rows = [e for e in self.entries.values() if e.version > after or after > self.version]
+            state = {
+                "version": self.version,
+                "first": next(iter(self.entries), 0),
+                "hold": self.hold,
+                "policies": [policy.name for policy in self.policies.value.policies],
+                "digest": self.policies.value.digest,
+                "error": self.policy_error,
+                "redacted": not self.unredacted,
+            }
+        return state | {"reviews": [summary(entry) for entry in rows]}
+
+    def details(self, number: int) -> Json:
+        """All of one review, without its secrets."""
+        return self.show(self.entry(number))[1]
+
+    def show(self, entry: Entry) -> tuple[Redaction, Json]:
+        redaction, document = redaction_of(entry, self.unredacted)
+        withheld = document.get("withheld", "") if type(document) is dict else ""
+        request = document.get("request") if type(document) is dict else None
+        fields = dict(request) if type(request) is dict else {}
+        shown: Json = summary(entry) | {
+            "object": fields.pop("object", None),
+            "oldObject": fields.pop("oldObject", None),
+            "request": fields,
+            "withheld": withheld,
+            "query": entry.path,
+        }
+        if withheld:
+            return redaction, shown
+        raw = _object_in(json.loads(entry.body))
+        if entry.result:
+            shown["result"] = show_result(entry.result, redaction, raw)
+        if entry.replayed:
+            edited = _object_in(json.loads(entry.edited)) if entry.edited else raw
+            shown["replay"] = show_result(entry.replayed, redaction, edited) | {
+                "object": redaction.clean(edited),
+                "changes": [redaction.scrub(line) for line in entry.changes],
+            }
+        return redaction, shown
+
+    def restore(self, entry: Entry, edited: Json) -> Any:
+        """An object as the page showed it and a person edited it, with its secrets, and with the
+        metadata.managedFields that the page does not show."""
+        before, metadata = _object_in(json.loads(entry.body)), edited.get("metadata")
+        edited = self.show(entry)[0].restore(edited)
+        if type(metadata) is dict and "managedFields" in (before.get("metadata") or {}):
+            edited["metadata"].setdefault("managedFields", before["metadata"]["managedFields"])
+        return edited
+
+    def replay(self, numbers: Sequence[int], edited: Any = None) -> None:
+        """Run the policies of now on reviews again; `edited` takes the object's place in one."""
+        for number in numbers:
+            entry = self.entry(number)
+            if edited is not None:
+                entry.edited = with_object(entry.body, self.restore(entry, edited))
+            elif len(numbers) == 1:
+                entry.edited = None
+            entry.replayed = run(entry.path, entry.edited or entry.body, self.policies.value)
+            compare(entry)
+            self.touch(entry)
+
+    def save(self, number: int, name: str, folder: Path) -> Path:
+        """Keep the review, and the newest answer to it, as a test case for `replay`."""
+        if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,80}", name):
+            raise whook.Refusal(400, "a test case's name has a-z, 0-9, '-' and '.' only")
+        entry = self.entry(number)
+        if entry.edited:
+            entry = dataclasses.replace(entry, body=entry.edited)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            content = recording(entry, entry.replayed or entry.result, self.unredacted)
+            certs.write_file(folder / f"{name}.json", content)
+        except OSError as error:
+            raise whook.Refusal(500, f"can't write {folder}: {error.strerror}") from None
+        return folder / f"{name}.json"
+
+
+def _uid(body: bytes) -> str:
+    try:
+        return str(json.loads(body)["request"]["uid"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return ""
+
+
+def _asked_by_doctor(request: whook.Request) -> str:
+    if not (request.dry_run and request.has_object):
+        return ""
+    metadata = request.object.get("metadata") or {}
+    return str((metadata.get("annotations") or {}).get(DOCTOR, ""))
+
+
+def _by_hand(decision: Decision, request: whook.Request) -> whook.Response:
+    response = whook.Response()
+    if decision.kind == "deny":
+        response.allowed, response.code, response.reason = False, 403, "Forbidden"
+        response.message = decision.message or "denied at the debugging desk"
+    elif decision.kind == "edit" and request.has_object:
+        response.patch = whook.diff(request.object, decision.obj)
+    elif decision.kind == "timeout":
+        response.warnings = [decision.message]
+    return response
+
+
+class DeskWorker(whook.Worker):
+    """whook's worker, which tells the desk of each review."""
+
+    def __init__(self, setup: whook.Setup, desk: Desk, page: whook.Server) -> None:
+        super().__init__(setup, 0, desk.evaluate)
+        self.desk, self.page = desk, page
+
+    def review(self, head: whook.Head, body: bytes, connection: whook.Connection) -> whook.Answer:
+        started, entry = time.monotonic(), Entry(0, head.target, body, "cluster", time.time())
+        self.desk.add(entry)
+        self.desk.at_work[_uid(body)] = entry, None
+        try:
+            answer = super().review(head, body, connection)
+        except whook.Refusal as refusal:
+            self.desk.answered(entry, whook.status_answer(refusal), time.monotonic() - started)
+            raise
+        self.desk.answered(entry, answer, time.monotonic() - started)
+        return answer
+
+    def look_after(self) -> None:
+        super().look_after()
+        self.page.reap()
+
+
+# ---------------------------------------------------------------------------- the page
+
+
+class Page:
+    """Answers the browser: debug.html to anybody on this machine, all else with the token only.
+
+    The token travels in the link's fragment, which no browser sends, and then in a header, which
+    no other site's page can set."""
+
+    def __init__(self, desk: Desk, port: int, cases: Path) -> None:
+        self.desk, self.cases, self.token = desk, cases, secrets.token_urlsafe(24)
+        self.html = Path(__file__).with_name("debug.html").read_bytes()
+        self.headers = {
+            "Content-Security-Policy": content_policy(self.html.decode()),
+            "X-Content-Type-Options": "nosniff",
+            "Referrer-Policy": "no-referrer",
+            "Cross-Origin-Opener-Policy": "same-origin",
+            "Cross-Origin-Resource-Policy": "same-origin",
+            "Cache-Control": "no-store",
+        }
+        self.listener = whook.listen("127.0.0.1", port, "--page-port")
+        self.port = self.listener.getsockname()[1]
+        self.hosts = {f"{name}:{self.port}" for name in ("127.0.0.1", "localhost")}
+        self.server = whook.Server(self.listener, self.respond, None, MAX_PAGE_BODY, 100)
+
+    @property
+    def link(self) -> str:
+        return f"http://127.0.0.1:{self.port}/#{self.token}"
+
+    def serve(self) -> None:
+        threading.Thread(target=self.server.serve_forever, args=(whook.TICK,), daemon=True).start()
+
+    def respond(self, head: whook.Head, body: bytes, connection: whook.Connection) -> whook.Answer:
+        self.check_sender(head)
+        path, _, query = head.target.partition("?")
+        if path == "/" and head.method in ("GET", "HEAD"):
+            return whook.Answer(200, self.html, self.headers, "text/html; charset=utf-8")
+        given = head.headers.get("authorization", "").removeprefix("Bearer ")
+        if not hmac.compare_digest(given.encode(), self.token.encode()):
+            raise whook.Refusal(401, "open the link that the terminal shows: it holds the token")
+        found = self.act(head.method, path, query, body)
+        return whook.Answer(200, json.dumps(found).encode(), self.headers)
+
+    def check_sender(self, head: whook.Head) -> None:
+        """Refuse what another site's page may have sent here through this machine's browser."""
+        if head.headers.get("host") not in self.hosts:
+            raise whook.Refusal(421, f"this is 127.0.0.1:{self.port}, and no other host")
+        origin = head.headers.get("origin")
+        if origin is not None and origin.removeprefix("http://") not in self.hosts:
+            raise whook.Refusal(403, "another site may not read or change what is here")
+
+    def act(self, method: str, path: str, query: str, body: bytes) -> Any:
+        desk = self.desk
+        if method == "GET" and path == "/api/news":
+            after = re.fullmatch(r"after=(\d{1,12})", query)
+            return desk.news(int(after[1]) if after else -1, POLL)
+        if method == "GET" and (match := re.fullmatch(r"/api/reviews/(\d{1,12})", path)):
+            return desk.details(int(match[1]))
+        actions: dict[str, Callable[[Json], Any]] = {
+            "/api/replay": self.replay,
+            "/api/decide": self.decide,
+            "/api/hold": self.hold,
+            "/api/save": self.save,
+        }
+        if method != "POST" or path not in actions:
+            raise whook.Refusal(404, "there is nothing here")
+        try:
+            return actions[path](json.loads(body)) or {}
+        except ValueError as error:
+            raise whook.Refusal(400, str(error)) from None
+        except (KeyError, TypeError, RecursionError) as error:
+            raise whook.Refusal(400, f"the page does not send such a thing: {error!r}") from None
+
+    def replay(self, asked: Json) -> None:
+        edited = parse_object(asked["text"]) if "text" in asked else None
+        numbers = [int(number) for number in asked["numbers"]]
+        self.desk.replay([number for number in numbers if number in self.desk.entries], edited)
+
+    def decide(self, asked: Json) -> None:
+        decision = Decision(asked["kind"], str(asked.get("message", "")).strip())
+        if decision.kind not in ("policies", "allow", "deny", "edit"):
+            raise ValueError("there is no such decision")
+        if decision.kind == "edit":
+            decision.obj = parse_object(asked["text"])
+        self.desk.decide(int(asked["number"]), decision)
+
+    def hold(self, asked: Json) -> None:
+        with self.desk.changed:
+            self.desk.hold = str(asked["words"]).strip()
+        self.desk.tell(self.desk.policy_error)
+
+    def save(self, asked: Json) -> Json:
+        return {"file": str(self.desk.save(int(asked["number"]), asked["name"], self.cases))}
+
+
+def content_policy(html: str) -> str:
+    """Nothing from elsewhere; of scripts and styles just those in the page, by their hashes."""
+
+    def digest(tag: str) -> str:
+        text = re.findall(f"<{tag}>(.*?)</{tag}>", html, re.DOTALL)[0]
+        return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"
+
+    return (
+        f"default-src 'none'; script-src {digest('script')}; style-src {digest('style')}; "
+        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+    )
+
+
+def parse_object(text: str) -> Json:
+    documents = read_yaml(str(text), "the edited object")
+    if len(documents) != 1:
+        raise ValueError("the edited text must be one object")
+    return documents[0]
+
+
+def read_yaml(text: str, source: str) -> list[Json]:
+    """The objects in a YAML (or JSON) text, dates left as the texts they are in JSON."""
+    base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+    class Loader(base):  # type: ignore[misc]
+        yaml_implicit_resolvers: ClassVar[Json] = {
+            start: [pair for pair in pairs if pair[0] != "tag:yaml.org,2002:timestamp"]
+            for start, pairs in base.yaml_implicit_resolvers.items()
+        }
+
+    try:
+        documents = [d for d in yaml.load_all(text, Loader) if d is not None]
+        json.dumps(documents)
+    except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{source} is no object as YAML: {error}") from None
+    if not all(type(document) is dict for document in documents):
+        raise ValueError(f"{source} holds something that is no object")
+    return documents
+
+
+# ---------------------------------------------------------------------------- serve, try, replay
+
+
+def open_desk(options: argparse.Namespace, keeping: bool) -> tuple[Desk, Page]:
+    """The desk with its page, and the reviews that were recorded earlier."""
+    folder = Folder(options.record, options.unredacted) if keeping else None
+    desk = Desk(options.keep, options.unredacted, folder, getattr(options, "hold", ""))
+    desk.watch(options.policy)
+    for file, record in folder.read() if folder else ():
+        entry = desk.add(entry_of(0, file, record))
+        if entry.result:
+            judge(entry.result, entry.path, entry.body, desk.policies.value)
+    page = Page(desk, options.page_port, Path(options.cases))
+    page.serve()
+    print(f"the page: {page.link}", flush=True)
+    return desk, page
+
+
+def serve(options: argparse.Namespace) -> int:
+    """The webhook and the page, until Ctrl-C."""
+    arguments = ["local", "--cert-dir", options.cert_dir, "--host", dns_name(options)]
+    if certs.main(arguments):
+        return 1
+    desk, page = open_desk(options, keeping=True)
+    setup = whook.set_up(server_options(options))
+    worker = DeskWorker(setup._replace(policies=desk.policies), desk, page.server)
+    print(f"the webhook: https://{options.host}:{setup.admission.getsockname()[1]}", flush=True)
+    worker.obey_signals()
+    return worker.run()
+
+
+def server_options(options: argparse.Namespace) -> argparse.Namespace:
+    """The flags of whook.py for the desk: one process, nothing on other addresses than asked."""
+    folder = Path(options.cert_dir)
+    flags = ["--tls-cert", str(folder / "server-cert.pem")]
+    flags += ["--tls-key", str(folder / "server-key.pem"), "--workers", "1", "--grace-period", "0"]
+    flags += ["--host", options.host, "--port", str(options.port), "--health-port", "0"]
+    return whook.parse_arguments(flags)
+
+
+def try_files(options: argparse.Namespace) -> int:
+    """Local manifests through the policies, on the page, again whenever a file changes."""
+    desk, page = open_desk(options, keeping=False)
+    files = whook.Watched(
+        "files", lambda: whook.read_files(options.file), lambda read: reviews_of(read, options)
+    )
+    shown = None
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            if files.value is not shown:
+                shown = files.value
+                lay_out(desk, shown)
+            time.sleep(whook.TICK)
+            desk.policies.refresh()
+            files.refresh()
+            page.server.reap()
+    return 0
+
+
+def reviews_of(files: Any, options: argparse.Namespace) -> list[bytes]:
+    """The reviews that an API server would send for the objects in YAML or JSON files."""
+    reviews = []
+    for path, content in files.items():
+        try:
+            documents = read_yaml(content.decode(), path)
+            objects = [o for d in documents for o in d.get("items", [d])]
+            found = [review.as_review(obj) for obj in objects]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise whook.SetupError(
+                f"{path} holds no Kubernetes object: {error}", "apiVersion and kind must be there"
+            ) from None
+        reviews += [json.dumps(one).encode() for one in found]
+    return reviews
+
+
+def lay_out(desk: Desk, reviews: Sequence[bytes]) -> None:
+    """Each review, and its answer, in the place of those that were there: /mutate, then
+    /validate on what came of it, as the API server goes."""
+    with desk.changed:
+        desk.entries.clear()
+        desk.size = 0
+    validating = any(policy.validate for policy in desk.policies.value.policies)
+    for body in reviews:
+        mutated = run_new(desk, "/mutate", body)
+        if validating and mutated.outcome in ("allowed", "patched"):
+            obj = _object_in(json.loads(body))
+            run_new(desk, "/validate", with_object(body, whook.apply(obj, mutated.patch)))
+
+
+def run_new(desk: Desk, path: str, body: bytes) -> Result:
+    entry = Entry(0, path, body, "file", time.time())
+    entry.result = run(path, body, desk.policies.value)
+    desk.add(entry)
+    for line in entry.result.kubectl + entry.result.remarks:
+        print(f"{path} {entry.facts['kind']} {entry.facts['name']}: {line}", flush=True)
+    return entry.result
+
+
+def replay(options: argparse.Namespace) -> int:
+    """Run recordings through the policies; 1 if any answer would differ from the one recorded."""
+    policies = whook.load_policies(whook.read_sources(options.policy))
+    same = differ = 0
+    for file, record in read_recordings(options.file):
+        entry = entry_of(0, file, record)
+        entry.replayed = run(entry.path, entry.body, policies)
+        if entry.result is None:
+            raise whook.SetupError(
+                f"{file} holds no answer to compare with", "save it from the page, or leave it out"
+            )
+        judge(entry.result, entry.path, entry.body, policies)
+        compare(entry)
+        same, differ = same + (not entry.changes), differ + bool(entry.changes)
+        if entry.changes:
+            print(f"{file}: {entry.facts['operation']} {entry.facts['kind']} {entry.facts['name']}")
+            print("".join(f"  {line}\n" for line in entry.changes), end="")
+    if not same + differ:
+        raise whook.SetupError("there are no recordings in there", "see --record of debug.py")
+    print(f"{same} as recorded, {differ} not")
+    return 1 if differ else 0
+
+
+# ---------------------------------------------------------------------------- up, down
+
+
+def dns_name(options: argparse.Namespace) -> str:
+    return f"{options.name}.{options.namespace}.svc"
+
+
+def stamp(moment: datetime.datetime) -> str:
+    return f"{moment:%Y-%m-%dT%H:%M:%SZ}"
+
+
+def manifests(options: argparse.Namespace, bundle: bytes) -> list[tuple[str, Json]]:
+    """What `up` applies, as (resource, object), in order. All of it carries our label."""
+    until = stamp(certs.now() + options.lifetime)
+    host, port = options.address
+    spec = {"ports": [{"name": "https", "port": 443, "targetPort": port}]}
+    service: Json = {"apiVersion": "v1", "kind": "Service", "spec": spec}
+    endpoints: Json = {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "addressType": "IPv6" if ":" in host else "IPv4",
+        "ports": [{"name": "https", "port": port}],
+        "endpoints": [{"addresses": [host], "conditions": {"ready": True}}],
+    }
+    namespace: Json = {"apiVersion": "v1", "kind": "Namespace"}
+    found = [("namespaces", namespace), ("services", service), ("endpointslices", endpoints)]
+    for resource, kind in certs.CONFIGURATIONS.items():
+        if resource.startswith("mutating") or options.validating:
+            found.append((resource, configuration(kind, options, bundle)))
+    for resource, manifest in found:
+        labels = {MANAGED: MANAGER, "app.kubernetes.io/instance": options.name}
+        if resource == "endpointslices":
+            labels["kubernetes.io/service-name"] = options.name
+        name = options.namespace if resource == "namespaces" else options.name
+        metadata = {"name": name, "labels": labels, "annotations": {EXPIRES: until}}
+        if resource in certs.NAMESPACED:
+            metadata["namespace"] = options.namespace
+        manifest["metadata"] = metadata
+    return found
+
+
+def configuration(kind: str, options: argparse.Namespace, bundle: bytes) -> Json:
+    """A webhook configuration beside the production one: other name, other Service, other label.
+
+    Namespaced objects only: a namespaceSelector lets everything through that is in none."""
+    verb = "mutate" if kind.startswith("Mutating") else "validate"
+    service = {"namespace": options.namespace, "name": options.name, "path": f"/{verb}"}
+    quiet = '!(request.resource.resource in ["events", "leases", "endpoints", "endpointslices"])'
+    conditions = [{"name": "no-chatter", "expression": quiet}]
+    if options.user:
+        mine = f"request.userInfo.username == {json.dumps(options.user)}"
+        conditions.append({"name": "one-user", "expression": mine})
+    rules = [
+        {
+            "apiGroups": [group],
+            "apiVersions": ["*"],
+            "operations": ["CREATE", "UPDATE", "DELETE"],
+            "resources": [resource],
+            "scope": "Namespaced",
+        }
+        for resource, group in options.resource or [("*", "*")]
+    ]
+    webhook = {
+        "name": f"{verb}.{options.name}.local",
+        "clientConfig": {
+            "service": service | {"port": 443},
+            "caBundle": base64.b64encode(bundle).decode(),
+        },
+        "rules": rules,
+        "namespaceSelector": {"matchLabels": {"whook": "debug"}},
+        "matchConditions": conditions,
+        "failurePolicy": "Ignore",
+        "timeoutSeconds": 30,
+        "sideEffects": "None",
+        "admissionReviewVersions": ["v1"],
+    }
+    return {
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": kind,
+        "webhooks": [webhook],
+    }
+
+
+KINDS = (*certs.CONFIGURATIONS, "endpointslices", "services", "namespaces")  # order of removal
+
+
+def leftovers(cluster: certs.Cluster, options: argparse.Namespace) -> list[tuple[str, Json]]:
+    """What an `up` under this name left in the cluster, found by its labels."""
+    selector = f"{MANAGED}={MANAGER},app.kubernetes.io/instance={options.name}"
+    return [
+        (resource, found)
+        for resource in KINDS
+        for found in cluster.call("list", resource, label_selector=selector)["items"]
+    ]
+
+
+def apply(cluster: certs.Cluster, resource: str, manifest: Json, force: bool = True) -> Json:
+    """Server-side apply under our own field manager."""
+    return cluster.call(
+        "PATCH",
+        resource,
+        manifest["metadata"]["name"],
+        body=json.dumps(manifest),
+        content_type="application/apply-patch+yaml",
+        field_manager=MANAGER,
+        force_conflicts=force,
+    )
+
+
+def up(options: argparse.Namespace) -> int:
+    """Make the cluster call this desk, and say how the call gets here."""
+    host, port = options.address
+    arguments = ["local", "--cert-dir", options.cert_dir, "--host", dns_name(options)]
+    with contextlib.redirect_stdout(sys.stderr):
+        if certs.main(arguments):
+            return 1
+    bundle = (Path(options.cert_dir) / "ca.pem").read_bytes()
+    found = manifests(options, bundle)
+    if options.print:
+        print(yaml.safe_dump_all([manifest for _, manifest in found], sort_keys=False), end="")
+        return 0
+    cluster = certs.Cluster(options)
+    for resource, left in leftovers(cluster, options):
+        until = (left["metadata"].get("annotations") or {}).get(EXPIRES, "?")
+        print(f"{resource[:-1]} {left['metadata']['name']}: from an earlier run, until {until}")
+    for resource, manifest in found:
+        name = manifest["metadata"]["name"]
+        if resource == "namespaces" and foreign(cluster.find(resource, name)):
+            continue
+        apply(cluster, resource, manifest)
+        print(f"{resource[:-1]} {name}: applied")
+    for namespace in options.opt_in:
+        opt_in(cluster, namespace)
+    print(f"""
+the API server now calls {host} port {port} for namespaces with the label whook=debug:
+  kubectl label namespace NAMESPACE whook=debug
+to bring the calls here, where sshd allows it (GatewayPorts clientspecified):
+  ssh -N -R {host}:{port}:127.0.0.1:8443 {host}
+then: python debug.py, and python debug.py doctor; at the end: python debug.py down""")
+    return 0
+
+
+def foreign(namespace: Json | None) -> bool:
+    """Whether the namespace was there before us: then it is neither changed nor deleted."""
+    return bool(namespace) and _labels(namespace).get(MANAGED) != MANAGER
+
+
+def _labels(manifest: Json | None) -> dict[str, str]:
+    return ((manifest or {}).get("metadata") or {}).get("labels") or {}
+
+
+def opt_in(cluster: certs.Cluster, namespace: str) -> None:
+    """Label a namespace, unless production has it: whook=enabled is the same label."""
+    label = _labels(cluster.call("get", "namespaces", namespace)).get("whook", "debug")
+    if label != "debug":
+        raise certs.Fault(
+            f"namespace {namespace} has the label whook={label}",
+            "production is not touched: take another namespace, or take that label away first",
+        )
+    metadata = {"name": namespace, "labels": {"whook": "debug"}}
+    apply(cluster, "namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
+    print(f"namespace {namespace}: labelled whook=debug")
+
+
+def down(options: argparse.Namespace) -> int:
+    """Take out all that `up` put in, the configurations first. Needs nothing but the labels, so it
+    works after a crash, and from another machine."""
+    cluster = certs.Cluster(options)
+    for resource, found in leftovers(cluster, options):
+        name = found["metadata"]["name"]
+        with contextlib.suppress(certs.NotFound):
+            namespace = found["metadata"].get("namespace", "")
+            cluster.call("delete", resource, name, namespace=namespace)
+        print(f"{resource[:-1]} {name}: deleted")
+    for found in cluster.call("list", "namespaces", label_selector="whook=debug")["items"]:
+        name = found["metadata"]["name"]
+        if ours := any(e.get("manager") == MANAGER for e in found["metadata"]["managedFields"]):
+            bare = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
+            ours = "whook" not in _labels(apply(cluster, "namespaces", bare))
+        if ours:
+            print(f"namespace {name}: label whook=debug taken away")
+        else:
+            print(f"namespace {name} still has the label whook=debug, which was not set by `up`")
+    return 0
+
+
+# ---------------------------------------------------------------------------- doctor
+
+
+class Hop(Exception):
+    """Why the call does not get through, and what to do: message, hint."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """Follow the API server's call hop by hop; the first that fails ends it, with its remedy."""
+    cluster = certs.Cluster(options)
+    hops = (
+        ("certificate", check_certificate),
+        ("desk", check_desk),
+        ("configuration", check_configuration),
+        ("service", check_service),
+        ("endpoint slice", check_slice),
+        ("namespace label", check_label),
+        ("way to the desk", check_way),
+        ("dry run", check_dry_run),
+    )
+    for name, check in hops:
+        try:
+            print(f"ok     {name}: {check(options, cluster)}", flush=True)
+        except (Hop, certs.Fault) as fault:
+            print(f"error  {name}: {fault}\n       fix: {fault.hint}", flush=True)
+            return 1
+    return 0
+
+
+def _pair(options: argparse.Namespace) -> certs.Pair:
+    pair = certs.read_files(options.cert_dir)
+    if not pair:
+        raise Hop(f"there is none in {options.cert_dir}", "python debug.py up makes it")
+    return pair
+
+
+def check_certificate(options: argparse.Namespace, _: certs.Cluster) -> str:
+    pair = _pair(options)
+    if reason := certs.flaw(pair, [dns_name(options)], certs.now()):
+        raise Hop(reason, f"remove {options.cert_dir}, then python debug.py up, and start the desk")
+    return f"names {dns_name(options)}, valid {certs.span(pair.leaf)}"
+
+
+def check_desk(options: argparse.Namespace, _: certs.Cluster) -> str:
+    address, pair = (options.host, options.port), _pair(options)
+    try:
+        served = certs.dial(address, dns_name(options), pair.bundle)
+    except OSError as error:
+        raise Hop(f"what answers on {address} is not this desk: {error}", "restart it") from None
+    if served is None:
+        raise Hop(
+            f"nothing listens on {address[0]} port {address[1]}",
+            "start python debug.py, or name its --host and --port",
+        )
+    return f"{address[0]} port {address[1]} serves that certificate"
+
+
+def _webhooks(options: argparse.Namespace, cluster: certs.Cluster) -> Iterator[tuple[str, Json]]:
+    for resource in certs.CONFIGURATIONS:
+        for webhook in (cluster.find(resource, options.name) or {}).get("webhooks") or []:
+            yield resource, webhook
+
+
+def check_configuration(options: argparse.Namespace, cluster: certs.Cluster) -> str:
+    found = list(_webhooks(options, cluster))
+    if not found:
+        raise Hop(f'there is no webhook configuration "{options.name}"', "python debug.py up")
+    for resource, webhook in found:
+        bundle = base64.b64decode(webhook["clientConfig"].get("caBundle") or "")
+        pair = dataclasses.replace(_pair(options), bundle=bundle)
+        if reason := certs.flaw(pair, [dns_name(options)], certs.now()):
+            message = f"{resource[:-1]} {options.name} does not trust the desk: {reason}"
+            raise Hop(message, "run python debug.py up once more")
+        until = (cluster.call("get", resource, options.name)["metadata"]["annotations"])[EXPIRES]
+        if until < stamp(certs.now()):
+            raise Hop(f"it was meant to end at {until}", "python debug.py up, or down")
+    return f"{len(found)} webhook(s) trust the certificate"
+
+
+def check_service(options: argparse.Namespace, cluster: certs.Cluster) -> str:
+    service = cluster.find("services", options.name)
+    if not service:
+        raise Hop(f"there is no service {options.namespace}/{options.name}", "python debug.py up")
+    if service["spec"].get("selector"):
+        raise Hop("it has a selector, which leads to pods", "python debug.py down, then up")
+    ports = {port["port"]: port.get("name", "") for port in service["spec"]["ports"]}
+    if ports.get(443) != "https":
+        raise Hop(f"port 443 is not named https, its ports are {ports}", "python debug.py up")
+    return "port 443 is named https"
+
+
+def check_slice(options: argparse.Namespace, cluster: certs.Cluster) -> str:
+    selector = f"kubernetes.io/service-name={options.name}"
+    slices = cluster.call("list", "endpointslices", label_selector=selector)["items"]
+    ports = {p.get("name", ""): p["port"] for one in slices for p in one.get("ports") or []}
+    addresses = [a for s in slices for e in s.get("endpoints") or [] for a in e["addresses"]]
+    if not addresses:
+        raise Hop("none belongs to the service", "python debug.py up")
+    if "https" not in ports:
+        raise Hop(f"no port is named https: {ports}", "the service's port name must be the slice's")
+    if len(addresses) > 1:
+        raise Hop(f"there are several addresses: {addresses}", "python debug.py down, then up")
+    return f"leads to {addresses[0]} port {ports['https']}"
+
+
+def check_label(options: argparse.Namespace, cluster: certs.Cluster) -> str:
+    names = _opted_in(cluster)
+    if not names:
+        raise Hop("no namespace has whook=debug", "kubectl label namespace NAMESPACE whook=debug")
+    return f"whook=debug is on {', '.join(names)}"
+
+
+def _opted_in(cluster: certs.Cluster) -> list[str]:
+    found = cluster.call("list", "namespaces", label_selector="whook=debug")["items"]
+    return [namespace["metadata"]["name"] for namespace in found]
+
+
+def check_way(options: argparse.Namespace, cluster: certs.Cluster) -> str:
+    """Let the API server itself knock, through the Service's proxy: whook then answers that there
+    is nothing at such a path."""
+    try:
+        cluster.call("get", "services/proxy/knock", f"https:{options.name}:https")
+    except certs.Unreachable:
+        raise
+    except certs.Fault as fault:
+        if "there is nothing here but" in str(fault):
+            return "the API server reaches the desk"
+        if "cannot get resource" in str(fault):
+            return "not looked at: services/proxy is not allowed to you"
+        raise Hop(
+            f"the API server gets no answer from the slice's address: {fault}",
+            "is the ssh tunnel up, does sshd allow GatewayPorts, is a firewall in between",
+        ) from None
+    raise Hop("something else than whook answers there", "see python debug.py up --address")
+
+
+def check_dry_run(options: argparse.Namespace, cluster: certs.Cluster) -> str:
+    """Create something that is not stored, and see the desk's mark on it. The desk answers this
+    one itself: no policy runs."""
+    namespace, nonce = _opted_in(cluster)[0], secrets.token_hex(8)
+    metadata = {"generateName": "whook-doctor-", "annotations": {DOCTOR: nonce}}
+    obj: Json = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata}
+    rules = [rule for _, w in _webhooks(options, cluster) for rule in w["rules"]]
+    resource = "configmaps"
+    if not any({"*", "configmaps"} & set(rule["resources"]) for rule in rules):
+        resource, obj["kind"] = "pods", "Pod"
+        obj["spec"] = {"containers": [{"name": "doctor", "image": "registry.invalid/doctor:1"}]}
+    made = cluster.call("create", resource, body=obj, namespace=namespace, dry_run="All")
+    if (made["metadata"].get("annotations") or {}).get(ARRIVED) == nonce:
+        return f"a {obj['kind']} in namespace {namespace} came by the desk, and was not stored"
+    raise Hop(
+        f"a {obj['kind']} in namespace {namespace} did not come by the desk",
+        "a new configuration takes a second or two to work; do its rules, its matchConditions "
+        "(--user) and the namespace fit; does the desk's log show an error",
+    )
+
+
+# ---------------------------------------------------------------------------- command line
+
+USAGE = """\
+python debug.py [--policy FILE|DIR]... [--host 127.0.0.1] [--port 8443] [--hold WORDS]
+                       [--record debug-reviews] [--keep 1000] [--unredacted] [PAGE]
+       python debug.py try [--policy FILE|DIR]... [--unredacted] [PAGE] FILE.yaml...
+       python debug.py replay [--policy FILE|DIR]... FOLDER|FILE...
+       python debug.py up --address ADDRESS[:PORT] [--opt-in NAMESPACE]... [--user NAME]
+                       [--resource pods|deployments.apps]... [--validating] [--for 8h]
+                       [--print] [CLUSTER]
+       python debug.py doctor [--host 127.0.0.1] [--port 8443] [CLUSTER]
+       python debug.py down [CLUSTER]
+
+PAGE:    [--page-port 8081] [--cases cases]
+CLUSTER: [--name whook-debug] [--namespace whook-debug] [--cert-dir webhook-certs/debug]
+         [--kubeconfig FILE] [--context NAME] [--timeout 60]
+
+Exit status: 0 done, nothing differs; 1 failed, or something differs; 2 wrong usage."""
+
+
+def address(text: str) -> tuple[str, int]:
+    """ADDRESS[:PORT], with [ADDRESS]:PORT for IPv6; not one that no EndpointSlice may hold."""
+    with_port = re.fullmatch(r"([^:]+|\[.+\]):([0-9]{1,5})", text)
+    host, port = with_port.groups() if with_port else (text, "8443")
+    try:
+        found = ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'"{text}" is not like 192.0.2.7:8443') from None
+    if found.is_loopback or found.is_link_local or found.is_unspecified or found.is_multicast:
+        raise argparse.ArgumentTypeError(
+            f"{found} can't be an endpoint: give the address at which the cluster reaches you, "
+            "or the node that holds the tunnel's end"
+        )
+    if not 0 < int(port) < 65536:
+        raise argparse.ArgumentTypeError(f"{port} is no port")
+    return str(found), int(port)
+
+
+def group_resource(text: str) -> tuple[str, str]:
+    resource, _, group = text.partition(".")
+    return resource, group
+
+
+def parser() -> argparse.ArgumentParser:
+    policy, page, listen, cluster = (argparse.ArgumentParser(add_help=False) for _ in range(4))
+    policy.add_argument("--policy", action="append", default=[])
+    page.add_argument("--page-port", type=int, default=8081)
+    page.add_argument("--cases", default="cases")
+    page.add_argument("--unredacted", action="store_true")
+    page.add_argument("--keep", type=int, default=MAX_KEPT)
+    listen.add_argument("--host", default="127.0.0.1")
+    listen.add_argument("--port", type=int, default=8443)
+    cluster.add_argument("--name", type=certs.dns_name, default="whook-debug")
+    cluster.add_argument("--namespace", type=certs.dns_name, default="whook-debug")
+    cluster.add_argument("--cert-dir", default="webhook-certs/debug")
+    cluster.add_argument("--kubeconfig")
+    cluster.add_argument("--context")
+    cluster.add_argument("--timeout", type=certs.seconds, default="60")
+    top = argparse.ArgumentParser(
+        prog="debug", usage=USAGE, description=__doc__.partition("\n\n")[0]
+    )
+    commands = top.add_subparsers(dest="command", required=True)
+
+    def command(name: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        return commands.add_parser(name, parents=parents, usage=USAGE, allow_abbrev=False)
+
+    serving = command("serve", policy, page, listen, cluster)
+    serving.add_argument("--hold", default="")
+    serving.add_argument("--record", default="debug-reviews")
+    command("try", policy, page).add_argument("file", nargs="+")
+    command("replay", policy).add_argument("file", nargs="+")
+    upping = command("up", cluster)
+    upping.add_argument("--address", type=address, required=True)
+    upping.add_argument("--user")
+    upping.add_argument("--resource", type=group_resource, action="append")
+    upping.add_argument("--opt-in", action="append", default=[])
+    upping.add_argument("--for", dest="lifetime", type=certs.duration, default="8h")
+    upping.add_argument("--validating", action="store_true")
+    upping.add_argument("--print", action="store_true")
+    command("doctor", listen, cluster)
+    command("down", cluster)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help")):
+        words.insert(0, "serve")
+    options = parser().parse_args(words)
+    options.service = getattr(options, "name", "")
+    commands = {"serve": serve, "try": try_files, "replay": replay}
+    commands |= {"up": up, "down": down, "doctor": doctor}
+    try:
+        return commands[options.command](options)
+    except (whook.SetupError, certs.Fault) as error:
+        print(f"whook: error: {error}\nwhook: hint: {error.hint}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
