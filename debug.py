@@ -32,12 +32,13 @@ import os
 import queue
 import re
 import secrets
+import ssl
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import yaml  # the kubernetes client needs it too
 
@@ -53,8 +54,8 @@ MAX_PAGE_BODY = 16 * 1024 * 1024  # an edited object as YAML is larger than the 
 POLL = 20.0  # seconds that the page's request for news waits
 MARGIN = 1.0  # seconds before its deadline at which a held review is answered anyway
 EXPIRES = "whook.local/expires"  # annotation: when `up` meant its work to end
-DOCTOR, ARRIVED = "whook.local/doctor", "whook.local/arrived"  # annotations of doctor's dry run
-MANAGED = "app.kubernetes.io/managed-by"
+DOCTOR, ARRIVED = "whook.local/doctor", "whook.local/arrived"  # annotations of its dry runs
+MANAGED, INSTANCE = "app.kubernetes.io/managed-by", "app.kubernetes.io/instance"
 MANAGER = "whook-debug"  # value of that label, and our field manager
 
 # ---------------------------------------------------------------------------- redaction
@@ -72,7 +73,7 @@ SENSITIVE_TEXT = re.compile(
     r"[^\s\"'&,;]+",
     re.DOTALL,
 )
-PLACEHOLDER = re.compile(r"redacted-(\d{3,})|cmVkYWN0ZWQt([A-Za-z0-9+/]{4,}={0,2})")
+PLACEHOLDER = re.compile(r"redacted-(\d{3,9})|cmVkYWN0ZWQt([A-Za-z0-9+/]{4,12}={0,2})")
 SHORTEST = 6  # characters of a value that is looked for inside other texts
 
 
@@ -84,23 +85,23 @@ class Redaction:
     JSON within a text. Then each place where such a value turns up again, plain, in base64 or
     escaped: a policy may quote it in a denial. An env value that only a policy adds stays, as it
     comes from the policy's source. The same value gets the same placeholder, so that a difference
-    stays one. With `recorded` the review holds placeholders already, and they stay as they are.
+    stays one. Placeholders that a recording, or a forger, brings stay; new ones count on from them.
     """
 
-    def __init__(self, document: Any, recorded: bool = False) -> None:
-        self.recorded, self.strict = recorded, True
+    def __init__(self, document: Any) -> None:
+        self.strict = True
         self.placeholders: dict[str, str] = {}  # by what they stand for
-        self.originals: dict[str, str] = {}  # the other way round
+        self.originals: dict[str, str] = {}  # by placeholder, and by whole text with some in it
         self.scrubbed: dict[str, str] = {}  # what scrub() made of a text, by what is known by now
         self.by_start: dict[str, list[str]] = collections.defaultdict(list)
-        text = json.dumps(document) if recorded else ""
-        self.count = max(map(_placeholder_number, PLACEHOLDER.finditer(text)), default=0)
+        found = PLACEHOLDER.finditer(json.dumps(document))
+        self.count = max(map(_placeholder_number, found), default=0)
         self.clean(document)
         self.strict = False
 
     def hide(self, text: str) -> str:
         """The placeholder for a secret; learns it, and the other forms it may turn up in."""
-        if not text or (self.recorded and PLACEHOLDER.fullmatch(text)):
+        if not text or PLACEHOLDER.fullmatch(text):
             return text
         if text not in self.placeholders:
             self.count += 1
@@ -151,6 +152,7 @@ class Redaction:
         """A text without the secrets in it: JSON, patterns, values known by now."""
         if text not in self.scrubbed:
             self.scrubbed[text] = self._scrub(text)
+            self.originals.setdefault(self.scrubbed[text], text)
         return self.scrubbed[text]
 
     def _scrub(self, text: str) -> str:
@@ -161,12 +163,7 @@ class Redaction:
                 if cleaned != document:
                     text = json.dumps(cleaned, separators=(",", ":"), ensure_ascii=False)
         text = SENSITIVE_TEXT.sub(lambda match: self.hide(match[0]), text)
-        if not self.recorded:  # what only looks like a placeholder must not become another's value
-            text = PLACEHOLDER.sub(self._foreign, text)
         return self._replace_known(text) if self.by_start else text
-
-    def _foreign(self, match: re.Match[str]) -> str:
-        return match[0] if match[0] in self.originals else self.hide(match[0])
 
     def _replace_known(self, text: str) -> str:
         """Linear in the text: a table by the first characters, as there may be thousands."""
@@ -189,6 +186,8 @@ class Redaction:
             return [self.restore(item) for item in value]
         if type(value) is not str:
             return value
+        if value in self.originals:
+            return self.originals[value]
         return PLACEHOLDER.sub(lambda match: self.originals.get(match[0], match[0]), value)
 
 
@@ -475,7 +474,7 @@ def redaction_of(entry: Entry, unredacted: bool) -> tuple[Redaction, Json]:
         document = json.loads(entry.body)
         if unredacted:
             return NoRedaction(document), document
-        redaction = Redaction(document, entry.redacted)
+        redaction = Redaction(document)
         return redaction, redaction.clean(document)
     except (ValueError, RecursionError):
         return Redaction({}), {"withheld": "it is no JSON, or nested too deeply to be redacted"}
@@ -710,11 +709,8 @@ class Desk:
     ) -> whook.Response:
         """whook's own, but that doctor's dry run is answered here, and what is chosen is held."""
         if nonce := _asked_by_doctor(request):
-            response = whook.Response()
-            place = f"/metadata/annotations/{ARRIVED.replace('/', '~1')}"
-            response.patch = [{"op": "add", "path": place, "value": nonce}]
-            response.warnings = [f"{ARRIVED}: {nonce}"]
-            return response
+            request.response = _answer_doctor(nonce, verb)
+            return request.response
         entry, decision = self.at_work[request.uid][0], None
         if self.hold and matches(self.hold, entry.text()):
             decision = self.park(entry, request)
@@ -856,6 +852,17 @@ def _asked_by_doctor(request: whook.Request) -> str:
     return str((metadata.get("annotations") or {}).get(DOCTOR, ""))
 
 
+def _answer_doctor(nonce: str, verb: whook.Verb) -> whook.Response:
+    """A mark on the dry run that this desk saw it; a validating webhook can only deny."""
+    response = whook.Response()
+    if verb == "validate":
+        response.allowed, response.code, response.message = False, 403, f"{ARRIVED}: {nonce}"
+    else:
+        path = f"/metadata/annotations/{ARRIVED.replace('/', '~1')}"
+        response.patch = [{"op": "add", "path": path, "value": nonce}]
+    return response
+
+
 def _by_hand(decision: Decision, request: whook.Request) -> whook.Response:
     response = whook.Response()
     if decision.kind == "deny":
@@ -915,7 +922,8 @@ class Page:
         self.listener = whook.listen("127.0.0.1", port, "--page-port")
         self.port = self.listener.getsockname()[1]
         self.hosts = {f"{name}:{self.port}" for name in ("127.0.0.1", "localhost")}
-        self.server = whook.Server(self.listener, self.respond, None, MAX_PAGE_BODY, 100)
+        self.server = whook.Server(self.listener, self.respond)
+        self.server.max_body = MAX_PAGE_BODY
 
     @property
     def link(self) -> str:
@@ -1030,6 +1038,26 @@ def read_yaml(text: str, source: str) -> list[Json]:
 
 # ---------------------------------------------------------------------------- serve, try, replay
 
+Command = Callable[[argparse.Namespace], int]
+
+
+def dns_name(options: argparse.Namespace) -> str:
+    return f"{options.name}.{options.namespace}.svc"
+
+
+def make_certificate(options: argparse.Namespace) -> certs.Pair:
+    """The desk's own, made when there is none that is good; its CA's key is thrown away."""
+    with contextlib.redirect_stdout(sys.stderr):
+        certs.main(["local", "--cert-dir", options.cert_dir, "--host", dns_name(options)])
+    return pair_of(options)
+
+
+def pair_of(options: argparse.Namespace) -> certs.Pair:
+    pair = certs.read_files(options.cert_dir)
+    if not pair:
+        raise certs.Fault(f"there is no certificate in {options.cert_dir}", "python debug.py up")
+    return pair
+
 
 def open_desk(options: argparse.Namespace, keeping: bool) -> tuple[Desk, Page]:
     """The desk with its page, and the reviews that were recorded earlier."""
@@ -1048,9 +1076,7 @@ def open_desk(options: argparse.Namespace, keeping: bool) -> tuple[Desk, Page]:
 
 def serve(options: argparse.Namespace) -> int:
     """The webhook and the page, until Ctrl-C."""
-    arguments = ["local", "--cert-dir", options.cert_dir, "--host", dns_name(options)]
-    if certs.main(arguments):
-        return 1
+    make_certificate(options)
     desk, page = open_desk(options, keeping=True)
     setup = whook.set_up(server_options(options))
     worker = DeskWorker(setup._replace(policies=desk.policies), desk, page.server)
@@ -1071,9 +1097,8 @@ def server_options(options: argparse.Namespace) -> argparse.Namespace:
 def try_files(options: argparse.Namespace) -> int:
     """Local manifests through the policies, on the page, again whenever a file changes."""
     desk, page = open_desk(options, keeping=False)
-    files = whook.Watched(
-        "files", lambda: whook.read_files(options.file), lambda read: reviews_of(read, options)
-    )
+    hint = "name YAML or JSON files"
+    files = whook.Watched("files", lambda: whook.read_files(options.file, hint), reviews_of)
     shown = None
     with contextlib.suppress(KeyboardInterrupt):
         while True:
@@ -1087,7 +1112,7 @@ def try_files(options: argparse.Namespace) -> int:
     return 0
 
 
-def reviews_of(files: Any, options: argparse.Namespace) -> list[bytes]:
+def reviews_of(files: Mapping[str, bytes]) -> list[bytes]:
     """The reviews that an API server would send for the objects in YAML or JSON files."""
     reviews = []
     for path, content in files.items():
@@ -1152,165 +1177,129 @@ def replay(options: argparse.Namespace) -> int:
 # ---------------------------------------------------------------------------- up, down
 
 
-def dns_name(options: argparse.Namespace) -> str:
-    return f"{options.name}.{options.namespace}.svc"
-
-
-def stamp(moment: datetime.datetime) -> str:
-    return f"{moment:%Y-%m-%dT%H:%M:%SZ}"
-
-
-def manifests(options: argparse.Namespace, bundle: bytes) -> list[tuple[str, Json]]:
+def manifests(options: argparse.Namespace, bundle: bytes) -> Iterator[tuple[str, Json]]:
     """What `up` applies, as (resource, object), in order. All of it carries our label."""
-    until = stamp(certs.now() + options.lifetime)
     host, port = options.address
-    spec = {"ports": [{"name": "https", "port": 443, "targetPort": port}]}
-    service: Json = {"apiVersion": "v1", "kind": "Service", "spec": spec}
-    endpoints: Json = {
-        "apiVersion": "discovery.k8s.io/v1",
-        "kind": "EndpointSlice",
-        "addressType": "IPv6" if ":" in host else "IPv4",
-        "ports": [{"name": "https", "port": port}],
-        "endpoints": [{"addresses": [host], "conditions": {"ready": True}}],
-    }
-    namespace: Json = {"apiVersion": "v1", "kind": "Namespace"}
-    found = [("namespaces", namespace), ("services", service), ("endpointslices", endpoints)]
-    for resource, kind in certs.CONFIGURATIONS.items():
-        if resource.startswith("mutating") or options.validating:
-            found.append((resource, configuration(kind, options, bundle)))
-    for resource, manifest in found:
-        labels = {MANAGED: MANAGER, "app.kubernetes.io/instance": options.name}
-        if resource == "endpointslices":
-            labels["kubernetes.io/service-name"] = options.name
-        name = options.namespace if resource == "namespaces" else options.name
-        metadata = {"name": name, "labels": labels, "annotations": {EXPIRES: until}}
-        if resource in certs.NAMESPACED:
+    end = f"{certs.now() + options.lifetime:%Y-%m-%dT%H:%M:%SZ}"
+    family = "IPv6" if ":" in host else "IPv4"
+    selector = {"kubernetes.io/service-name": options.name}
+
+    def manifest(kind: str, group: str = "", extra: Json | None = None, **fields: Any) -> Json:
+        labels = {MANAGED: MANAGER, INSTANCE: options.name} | (extra or {})
+        metadata = {"name": options.name, "labels": labels, "annotations": {EXPIRES: end}}
+        if kind == "Namespace":
+            metadata["name"] = options.namespace
+        elif "webhooks" not in fields:
             metadata["namespace"] = options.namespace
-        manifest["metadata"] = metadata
-    return found
+        return {"apiVersion": f"{group}v1", "kind": kind, "metadata": metadata, **fields}
+
+    yield "namespaces", manifest("Namespace")
+    ports = [{"name": "https", "port": 443, "targetPort": port}]
+    yield "services", manifest("Service", spec={"ports": ports})
+    yield "endpointslices", manifest("EndpointSlice", "discovery.k8s.io/", selector,
+        addressType=family, ports=[{"name": "https", "port": port}],
+        endpoints=[{"addresses": [host]}])  # fmt: skip
+    for resource, kind in certs.CONFIGURATIONS.items():
+        verb = "validate" if kind.startswith("Validating") else "mutate"
+        if verb == "mutate" or options.validating:
+            one = webhook(verb, options, bundle, options.resource or ["*.*"])
+            if options.user:
+                mine = f"request.userInfo.username == {json.dumps(options.user)}"
+                one["matchConditions"].append({"name": "one-user", "expression": mine})
+            yield resource, manifest(kind, "admissionregistration.k8s.io/", webhooks=[one])
 
 
-def configuration(kind: str, options: argparse.Namespace, bundle: bytes) -> Json:
-    """A webhook configuration beside the production one: other name, other Service, other label.
-
-    Namespaced objects only: a namespaceSelector lets everything through that is in none."""
-    verb = "mutate" if kind.startswith("Mutating") else "validate"
-    service = {"namespace": options.namespace, "name": options.name, "path": f"/{verb}"}
+def webhook(
+    verb: str, options: argparse.Namespace, bundle: bytes, resources: Sequence[str] = ("*.*",)
+) -> Json:
+    """A webhook beside the production one: other name, other Service, other label. It asks for
+    namespaced objects only, as a namespaceSelector lets everything through that is in none."""
     quiet = '!(request.resource.resource in ["events", "leases", "endpoints", "endpointslices"])'
-    conditions = [{"name": "no-chatter", "expression": quiet}]
-    if options.user:
-        mine = f"request.userInfo.username == {json.dumps(options.user)}"
-        conditions.append({"name": "one-user", "expression": mine})
-    rules = [
-        {
-            "apiGroups": [group],
-            "apiVersions": ["*"],
-            "operations": ["CREATE", "UPDATE", "DELETE"],
-            "resources": [resource],
-            "scope": "Namespaced",
-        }
-        for resource, group in options.resource or [("*", "*")]
-    ]
-    webhook = {
+    rule = {"apiVersions": ["*"], "operations": ["CREATE", "UPDATE", "DELETE"]}
+    service = {"namespace": options.namespace, "name": options.name, "path": f"/{verb}"}
+    return {
         "name": f"{verb}.{options.name}.local",
-        "clientConfig": {
-            "service": service | {"port": 443},
-            "caBundle": base64.b64encode(bundle).decode(),
-        },
-        "rules": rules,
+        "clientConfig": {"service": service, "caBundle": base64.b64encode(bundle).decode()},
+        "rules": [
+            rule | {"apiGroups": [group], "resources": [resource], "scope": "Namespaced"}
+            for resource, _, group in (name.partition(".") for name in resources)
+        ],
         "namespaceSelector": {"matchLabels": {"whook": "debug"}},
-        "matchConditions": conditions,
+        "matchConditions": [{"name": "no-chatter", "expression": quiet}],
         "failurePolicy": "Ignore",
         "timeoutSeconds": 30,
         "sideEffects": "None",
         "admissionReviewVersions": ["v1"],
     }
-    return {
-        "apiVersion": "admissionregistration.k8s.io/v1",
-        "kind": kind,
-        "webhooks": [webhook],
-    }
 
 
-KINDS = (*certs.CONFIGURATIONS, "endpointslices", "services", "namespaces")  # order of removal
+def leftovers(cluster: certs.Cluster, options: argparse.Namespace) -> Iterator[tuple[str, Json]]:
+    """What an `up` under this name left in the cluster, by its labels, in the order of removal."""
+    selector = f"{MANAGED}={MANAGER},{INSTANCE}={options.name}"
+    for resource in (*certs.CONFIGURATIONS, "endpointslices", "services", "namespaces"):
+        for found in cluster.call("list", resource, label_selector=selector)["items"]:
+            yield resource, found
 
 
-def leftovers(cluster: certs.Cluster, options: argparse.Namespace) -> list[tuple[str, Json]]:
-    """What an `up` under this name left in the cluster, found by its labels."""
-    selector = f"{MANAGED}={MANAGER},app.kubernetes.io/instance={options.name}"
-    return [
-        (resource, found)
-        for resource in KINDS
-        for found in cluster.call("list", resource, label_selector=selector)["items"]
-    ]
-
-
-def apply(cluster: certs.Cluster, resource: str, manifest: Json, force: bool = True) -> Json:
+def apply(cluster: certs.Cluster, resource: str, manifest: Json) -> Json:
     """Server-side apply under our own field manager."""
-    return cluster.call(
-        "PATCH",
-        resource,
-        manifest["metadata"]["name"],
-        body=json.dumps(manifest),
-        content_type="application/apply-patch+yaml",
-        field_manager=MANAGER,
-        force_conflicts=force,
-    )
+    options: Json = {"field_manager": MANAGER, "force_conflicts": True}
+    name, content_type = manifest["metadata"]["name"], "application/apply-patch+yaml"
+    body = json.dumps(manifest)
+    return cluster.call("PATCH", resource, name, body=body, content_type=content_type, **options)
 
 
 def up(options: argparse.Namespace) -> int:
     """Make the cluster call this desk, and say how the call gets here."""
-    host, port = options.address
-    arguments = ["local", "--cert-dir", options.cert_dir, "--host", dns_name(options)]
-    with contextlib.redirect_stdout(sys.stderr):
-        if certs.main(arguments):
-            return 1
-    bundle = (Path(options.cert_dir) / "ca.pem").read_bytes()
-    found = manifests(options, bundle)
+    found = list(manifests(options, make_certificate(options).bundle))
     if options.print:
         print(yaml.safe_dump_all([manifest for _, manifest in found], sort_keys=False), end="")
         return 0
     cluster = certs.Cluster(options)
     for resource, left in leftovers(cluster, options):
-        until = (left["metadata"].get("annotations") or {}).get(EXPIRES, "?")
-        print(f"{resource[:-1]} {left['metadata']['name']}: from an earlier run, until {until}")
+        until = (left["metadata"].get("annotations") or {}).get(EXPIRES, "an unknown time")
+        print(f"{resource} {left['metadata']['name']}: left by an earlier run, until {until}")
+        if resource not in dict(found):
+            remove(cluster, resource, left["metadata"]["name"])
     for resource, manifest in found:
         name = manifest["metadata"]["name"]
-        if resource == "namespaces" and foreign(cluster.find(resource, name)):
+        there = cluster.find(resource, name) if resource == "namespaces" else None
+        if there and labels_of(there).get(MANAGED) != MANAGER:
+            print(f"{resource} {name}: was there before, and stays as it is")
             continue
         apply(cluster, resource, manifest)
-        print(f"{resource[:-1]} {name}: applied")
+        print(f"{resource} {name}: applied")
     for namespace in options.opt_in:
         opt_in(cluster, namespace)
-    print(f"""
-the API server now calls {host} port {port} for namespaces with the label whook=debug:
-  kubectl label namespace NAMESPACE whook=debug
-to bring the calls here, where sshd allows it (GatewayPorts clientspecified):
-  ssh -N -R {host}:{port}:127.0.0.1:8443 {host}
-then: python debug.py, and python debug.py doctor; at the end: python debug.py down""")
+    host, port = options.address
+    print(HOW_TO.format(host=f"[{host}]" if ":" in host else host, port=port), end="")
     return 0
 
 
-def foreign(namespace: Json | None) -> bool:
-    """Whether the namespace was there before us: then it is neither changed nor deleted."""
-    return bool(namespace) and _labels(namespace).get(MANAGED) != MANAGER
+HOW_TO = """
+the API server now calls {host} port {port} for what is in namespaces with the label whook=debug:
+  kubectl label namespace NAMESPACE whook=debug
+to bring the calls from there to here, where its sshd has GatewayPorts clientspecified:
+  ssh -N -R {host}:{port}:127.0.0.1:8443 {host}
+then: python debug.py, and python debug.py doctor; in the end: python debug.py down
+"""
 
 
-def _labels(manifest: Json | None) -> dict[str, str]:
-    return ((manifest or {}).get("metadata") or {}).get("labels") or {}
+def labels_of(manifest: Json) -> dict[str, str]:
+    return manifest["metadata"].get("labels") or {}
 
 
-def opt_in(cluster: certs.Cluster, namespace: str) -> None:
+def opt_in(cluster: certs.Cluster, name: str) -> None:
     """Label a namespace, unless production has it: whook=enabled is the same label."""
-    label = _labels(cluster.call("get", "namespaces", namespace)).get("whook", "debug")
+    label = labels_of(cluster.call("get", "namespaces", name)).get("whook", "debug")
     if label != "debug":
         raise certs.Fault(
-            f"namespace {namespace} has the label whook={label}",
+            f"namespace {name} has the label whook={label}",
             "production is not touched: take another namespace, or take that label away first",
         )
-    metadata = {"name": namespace, "labels": {"whook": "debug"}}
+    metadata = {"name": name, "labels": {"whook": "debug"}}
     apply(cluster, "namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
-    print(f"namespace {namespace}: labelled whook=debug")
+    print(f"namespaces {name}: labelled whook=debug")
 
 
 def down(options: argparse.Namespace) -> int:
@@ -1318,115 +1307,92 @@ def down(options: argparse.Namespace) -> int:
     works after a crash, and from another machine."""
     cluster = certs.Cluster(options)
     for resource, found in leftovers(cluster, options):
-        name = found["metadata"]["name"]
-        with contextlib.suppress(certs.NotFound):
-            namespace = found["metadata"].get("namespace", "")
-            cluster.call("delete", resource, name, namespace=namespace)
-        print(f"{resource[:-1]} {name}: deleted")
+        remove(cluster, resource, found["metadata"]["name"])
     for found in cluster.call("list", "namespaces", label_selector="whook=debug")["items"]:
-        name = found["metadata"]["name"]
-        if ours := any(e.get("manager") == MANAGER for e in found["metadata"]["managedFields"]):
+        name, managers = found["metadata"]["name"], found["metadata"]["managedFields"]
+        if any(entry.get("manager") == MANAGER for entry in managers):  # then the label is ours
             bare = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
-            ours = "whook" not in _labels(apply(cluster, "namespaces", bare))
-        if ours:
-            print(f"namespace {name}: label whook=debug taken away")
-        else:
-            print(f"namespace {name} still has the label whook=debug, which was not set by `up`")
+            found = apply(cluster, "namespaces", bare)
+        kept = "whook" in labels_of(found)
+        print(f"namespaces {name}: label whook=debug {'was set by others' if kept else 'removed'}")
     return 0
+
+
+def remove(cluster: certs.Cluster, resource: str, name: str) -> None:
+    with contextlib.suppress(certs.NotFound):
+        cluster.call("delete", resource, name)
+    if cluster.wait(f"{name} to go", lambda: not cluster.find(resource, name)) is None:
+        raise certs.Fault(f"{resource} {name} is not gone yet", "its finalizers hold it")
+    print(f"{resource} {name}: deleted")
 
 
 # ---------------------------------------------------------------------------- doctor
 
-
-class Hop(Exception):
-    """Why the call does not get through, and what to do: message, hint."""
-
-    def __init__(self, message: str, hint: str) -> None:
-        super().__init__(message)
-        self.hint = hint
+Fault = certs.Fault
 
 
 def doctor(options: argparse.Namespace) -> int:
     """Follow the API server's call hop by hop; the first that fails ends it, with its remedy."""
     cluster = certs.Cluster(options)
-    hops = (
-        ("certificate", check_certificate),
-        ("desk", check_desk),
-        ("configuration", check_configuration),
-        ("service", check_service),
-        ("endpoint slice", check_slice),
-        ("namespace label", check_label),
-        ("way to the desk", check_way),
-        ("dry run", check_dry_run),
-    )
-    for name, check in hops:
+    for check in (check_certificate, check_desk, check_configuration, check_service, check_slice,
+                  check_call, check_label, check_dry_run):  # fmt: skip
+        hop = check.__name__.removeprefix("check_").replace("_", " ")
         try:
-            print(f"ok     {name}: {check(options, cluster)}", flush=True)
-        except (Hop, certs.Fault) as fault:
-            print(f"error  {name}: {fault}\n       fix: {fault.hint}", flush=True)
+            print(f"ok     {hop}: {check(options, cluster)}", flush=True)
+        except Fault as fault:
+            print(f"error  {hop}: {fault}\n       fix: {fault.hint}", flush=True)
             return 1
     return 0
 
 
-def _pair(options: argparse.Namespace) -> certs.Pair:
-    pair = certs.read_files(options.cert_dir)
-    if not pair:
-        raise Hop(f"there is none in {options.cert_dir}", "python debug.py up makes it")
-    return pair
-
-
 def check_certificate(options: argparse.Namespace, _: certs.Cluster) -> str:
-    pair = _pair(options)
+    pair = pair_of(options)
     if reason := certs.flaw(pair, [dns_name(options)], certs.now()):
-        raise Hop(reason, f"remove {options.cert_dir}, then python debug.py up, and start the desk")
+        raise Fault(reason, "python debug.py up, then restart the desk")
     return f"names {dns_name(options)}, valid {certs.span(pair.leaf)}"
 
 
 def check_desk(options: argparse.Namespace, _: certs.Cluster) -> str:
-    address, pair = (options.host, options.port), _pair(options)
+    where = f"{options.host} port {options.port}"
     try:
-        served = certs.dial(address, dns_name(options), pair.bundle)
-    except OSError as error:
-        raise Hop(f"what answers on {address} is not this desk: {error}", "restart it") from None
+        address = (options.host, options.port)
+        served = certs.dial(address, dns_name(options), pair_of(options).bundle)
+    except ssl.SSLCertVerificationError as error:
+        reason = f"what answers on {where} has another certificate: {error.verify_message}"
+        raise Fault(reason, "restart python debug.py") from None
     if served is None:
-        raise Hop(
-            f"nothing listens on {address[0]} port {address[1]}",
-            "start python debug.py, or name its --host and --port",
-        )
-    return f"{address[0]} port {address[1]} serves that certificate"
-
-
-def _webhooks(options: argparse.Namespace, cluster: certs.Cluster) -> Iterator[tuple[str, Json]]:
-    for resource in certs.CONFIGURATIONS:
-        for webhook in (cluster.find(resource, options.name) or {}).get("webhooks") or []:
-            yield resource, webhook
+        raise Fault(f"nothing listens on {where}", "start python debug.py, or name --host, --port")
+    return f"{where} serves that certificate"
 
 
 def check_configuration(options: argparse.Namespace, cluster: certs.Cluster) -> str:
-    found = list(_webhooks(options, cluster))
-    if not found:
-        raise Hop(f'there is no webhook configuration "{options.name}"', "python debug.py up")
-    for resource, webhook in found:
-        bundle = base64.b64decode(webhook["clientConfig"].get("caBundle") or "")
-        pair = dataclasses.replace(_pair(options), bundle=bundle)
-        if reason := certs.flaw(pair, [dns_name(options)], certs.now()):
-            message = f"{resource[:-1]} {options.name} does not trust the desk: {reason}"
-            raise Hop(message, "run python debug.py up once more")
-        until = (cluster.call("get", resource, options.name)["metadata"]["annotations"])[EXPIRES]
-        if until < stamp(certs.now()):
-            raise Hop(f"it was meant to end at {until}", "python debug.py up, or down")
-    return f"{len(found)} webhook(s) trust the certificate"
+    pair, count = pair_of(options), 0
+    for resource in certs.CONFIGURATIONS:
+        found = cluster.find(resource, options.name) or {}
+        for one in found.get("webhooks") or []:
+            count += 1
+            bundle = base64.b64decode(one["clientConfig"].get("caBundle") or "")
+            trusting = dataclasses.replace(pair, bundle=bundle)
+            if reason := certs.flaw(trusting, [dns_name(options)], certs.now()):
+                message = f"{one['name']} does not trust the desk: {reason}"
+                raise Fault(message, "python debug.py up once more")
+        end = (found.get("metadata", {}).get("annotations") or {}).get(EXPIRES, "9999")
+        if end < f"{certs.now():%Y-%m-%dT%H:%M:%SZ}":
+            raise Fault(f"it was meant to end at {end}", "python debug.py up, or down")
+    if not count:
+        raise Fault(f'there is no webhook configuration "{options.name}"', "python debug.py up")
+    return f"{count} webhook(s) trust the certificate"
 
 
 def check_service(options: argparse.Namespace, cluster: certs.Cluster) -> str:
     service = cluster.find("services", options.name)
     if not service:
-        raise Hop(f"there is no service {options.namespace}/{options.name}", "python debug.py up")
+        raise Fault(f"there is no {options.namespace}/{options.name}", "python debug.py up")
     if service["spec"].get("selector"):
-        raise Hop("it has a selector, which leads to pods", "python debug.py down, then up")
-    ports = {port["port"]: port.get("name", "") for port in service["spec"]["ports"]}
-    if ports.get(443) != "https":
-        raise Hop(f"port 443 is not named https, its ports are {ports}", "python debug.py up")
+        raise Fault("it has a selector, so it leads to pods", "python debug.py down, then up")
+    names = {port["port"]: port.get("name", "") for port in service["spec"]["ports"]}
+    if names.get(443) != "https":
+        raise Fault(f"port 443 is not named https: {names}", "python debug.py up")
     return "port 443 is named https"
 
 
@@ -1435,64 +1401,90 @@ def check_slice(options: argparse.Namespace, cluster: certs.Cluster) -> str:
     slices = cluster.call("list", "endpointslices", label_selector=selector)["items"]
     ports = {p.get("name", ""): p["port"] for one in slices for p in one.get("ports") or []}
     addresses = [a for s in slices for e in s.get("endpoints") or [] for a in e["addresses"]]
-    if not addresses:
-        raise Hop("none belongs to the service", "python debug.py up")
+    if len(addresses) != 1:
+        raise Fault(f"the service has {len(addresses)} addresses, not one", "down, then up")
     if "https" not in ports:
-        raise Hop(f"no port is named https: {ports}", "the service's port name must be the slice's")
-    if len(addresses) > 1:
-        raise Hop(f"there are several addresses: {addresses}", "python debug.py down, then up")
+        raise Fault(f"no port is named https, as the service's is: {ports}", "python debug.py up")
     return f"leads to {addresses[0]} port {ports['https']}"
 
 
 def check_label(options: argparse.Namespace, cluster: certs.Cluster) -> str:
-    names = _opted_in(cluster)
+    names = labelled(cluster)
     if not names:
-        raise Hop("no namespace has whook=debug", "kubectl label namespace NAMESPACE whook=debug")
+        raise Fault("no namespace has it", "kubectl label namespace NAMESPACE whook=debug")
     return f"whook=debug is on {', '.join(names)}"
 
 
-def _opted_in(cluster: certs.Cluster) -> list[str]:
+def labelled(cluster: certs.Cluster) -> list[str]:
     found = cluster.call("list", "namespaces", label_selector="whook=debug")["items"]
     return [namespace["metadata"]["name"] for namespace in found]
 
 
-def check_way(options: argparse.Namespace, cluster: certs.Cluster) -> str:
-    """Let the API server itself knock, through the Service's proxy: whook then answers that there
-    is nothing at such a path."""
+def check_call(options: argparse.Namespace, cluster: certs.Cluster) -> str:
+    """Have the API server call the desk in a way that tells what goes wrong: for one labelled
+    object in the desk's own namespace, which is not stored, with failurePolicy Fail."""
+    nonce, name, said = secrets.token_hex(8), f"doctor.{options.name}.local", ""
+    one = webhook("validate", options, pair_of(options).bundle, ["configmaps"]) | {
+        "name": name,
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": options.namespace}},
+        "objectSelector": {"matchLabels": {DOCTOR: nonce}},
+        "failurePolicy": "Fail",
+        "timeoutSeconds": 5,
+    }
+    labels = {MANAGED: MANAGER, INSTANCE: options.name}
+    resource, version = "validatingwebhookconfigurations", "admissionregistration.k8s.io/v1"
+    manifest = {"apiVersion": version, "kind": certs.CONFIGURATIONS[resource], "webhooks": [one]}
+
+    def called() -> bool:
+        nonlocal said
+        said = knock(cluster, options.namespace, nonce)
+        return name in said
+
+    apply(cluster, resource, manifest | {"metadata": {"name": name, "labels": labels}})
     try:
-        cluster.call("get", "services/proxy/knock", f"https:{options.name}:https")
-    except certs.Unreachable:
-        raise
-    except certs.Fault as fault:
-        if "there is nothing here but" in str(fault):
-            return "the API server reaches the desk"
-        if "cannot get resource" in str(fault):
-            return "not looked at: services/proxy is not allowed to you"
-        raise Hop(
-            f"the API server gets no answer from the slice's address: {fault}",
-            "is the ssh tunnel up, does sshd allow GatewayPorts, is a firewall in between",
-        ) from None
-    raise Hop("something else than whook answers there", "see python debug.py up --address")
+        cluster.wait("the API server to take the configuration", called)
+    finally:
+        cluster.call("delete", resource, name)
+    if nonce in said:
+        return "the API server reaches the desk"
+    hint = "is the ssh tunnel up, does sshd allow GatewayPorts, is a firewall in between"
+    raise Fault(said or "the API server does not call", hint)
+
+
+def knock(cluster: certs.Cluster, namespace: str, nonce: str, kind: str = "ConfigMap") -> str:
+    """Create an object that is not stored; returns what shows that the desk, which answers this
+    one without any policy, saw it: the nonce, or the API server's error."""
+    label = {DOCTOR: nonce}
+    metadata = {"generateName": "whook-doctor-", "labels": label, "annotations": label}
+    obj: Json = {"apiVersion": "v1", "kind": kind, "metadata": metadata}
+    if kind == "Pod":
+        obj["spec"] = {"containers": [{"name": "doctor", "image": "registry.invalid/doctor:1"}]}
+    try:
+        made = cluster.call(
+            "create", f"{kind.lower()}s", body=obj, namespace=namespace, dry_run="All"
+        )
+    except Fault as fault:
+        return str(fault)
+    return str(made["metadata"].get("annotations", {}).get(ARRIVED, ""))
 
 
 def check_dry_run(options: argparse.Namespace, cluster: certs.Cluster) -> str:
-    """Create something that is not stored, and see the desk's mark on it. The desk answers this
-    one itself: no policy runs."""
-    namespace, nonce = _opted_in(cluster)[0], secrets.token_hex(8)
-    metadata = {"generateName": "whook-doctor-", "annotations": {DOCTOR: nonce}}
-    obj: Json = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata}
-    rules = [rule for _, w in _webhooks(options, cluster) for rule in w["rules"]]
-    resource = "configmaps"
-    if not any({"*", "configmaps"} & set(rule["resources"]) for rule in rules):
-        resource, obj["kind"] = "pods", "Pod"
-        obj["spec"] = {"containers": [{"name": "doctor", "image": "registry.invalid/doctor:1"}]}
-    made = cluster.call("create", resource, body=obj, namespace=namespace, dry_run="All")
-    if (made["metadata"].get("annotations") or {}).get(ARRIVED) == nonce:
-        return f"a {obj['kind']} in namespace {namespace} came by the desk, and was not stored"
-    raise Hop(
-        f"a {obj['kind']} in namespace {namespace} did not come by the desk",
-        "a new configuration takes a second or two to work; do its rules, its matchConditions "
-        "(--user) and the namespace fit; does the desk's log show an error",
+    """The whole way, as any object goes it: a dry-run create must come by the desk."""
+    namespace, nonce = labelled(cluster)[0], secrets.token_hex(8)
+    rules = [
+        rule
+        for resource in certs.CONFIGURATIONS
+        for one in (cluster.find(resource, options.name) or {}).get("webhooks") or []
+        for rule in one["rules"]
+    ]
+    any_kind = any({"*", "configmaps"} & set(rule["resources"]) for rule in rules)
+    said = knock(cluster, namespace, nonce, "ConfigMap" if any_kind else "Pod")
+    if nonce in said:
+        return f"an object in namespace {namespace} came by the desk, and was not stored"
+    raise Fault(
+        f"an object in namespace {namespace} did not come by the desk: {said or 'no error'}",
+        "do the configuration's rules and its matchConditions (up --user) fit; is it older "
+        "than a few seconds; what does the desk's log say",
     )
 
 
@@ -1500,8 +1492,8 @@ def check_dry_run(options: argparse.Namespace, cluster: certs.Cluster) -> str:
 
 USAGE = """\
 python debug.py [--policy FILE|DIR]... [--host 127.0.0.1] [--port 8443] [--hold WORDS]
-                       [--record debug-reviews] [--keep 1000] [--unredacted] [PAGE]
-       python debug.py try [--policy FILE|DIR]... [--unredacted] [PAGE] FILE.yaml...
+                       [--record debug-reviews] [--cert-dir webhook-certs/debug] [PAGE]
+       python debug.py try [--policy FILE|DIR]... [PAGE] FILE.yaml...
        python debug.py replay [--policy FILE|DIR]... FOLDER|FILE...
        python debug.py up --address ADDRESS[:PORT] [--opt-in NAMESPACE]... [--user NAME]
                        [--resource pods|deployments.apps]... [--validating] [--for 8h]
@@ -1509,7 +1501,7 @@ python debug.py [--policy FILE|DIR]... [--host 127.0.0.1] [--port 8443] [--hold 
        python debug.py doctor [--host 127.0.0.1] [--port 8443] [CLUSTER]
        python debug.py down [CLUSTER]
 
-PAGE:    [--page-port 8081] [--cases cases]
+PAGE:    [--page-port 8081] [--cases cases] [--keep 1000] [--unredacted]
 CLUSTER: [--name whook-debug] [--namespace whook-debug] [--cert-dir webhook-certs/debug]
          [--kubeconfig FILE] [--context NAME] [--timeout 60]
 
@@ -1526,57 +1518,65 @@ def address(text: str) -> tuple[str, int]:
         raise argparse.ArgumentTypeError(f'"{text}" is not like 192.0.2.7:8443') from None
     if found.is_loopback or found.is_link_local or found.is_unspecified or found.is_multicast:
         raise argparse.ArgumentTypeError(
-            f"{found} can't be an endpoint: give the address at which the cluster reaches you, "
+            f"{found} can't be an endpoint: name the address at which the cluster reaches you, "
             "or the node that holds the tunnel's end"
         )
-    if not 0 < int(port) < 65536:
-        raise argparse.ArgumentTypeError(f"{port} is no port")
-    return str(found), int(port)
+    return str(found), whole(1, 65535)(port)
 
 
-def group_resource(text: str) -> tuple[str, str]:
-    resource, _, group = text.partition(".")
-    return resource, group
+def whole(least: int, most: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not re.fullmatch("[0-9]{1,9}", text) or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f'"{text}" is no number from {least} to {most}')
+        return int(text)
+
+    return number
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"whook: error: {message}\nwhook: hint: see python debug.py --help\n")
 
 
 def parser() -> argparse.ArgumentParser:
-    policy, page, listen, cluster = (argparse.ArgumentParser(add_help=False) for _ in range(4))
+    policy, page, desk, cluster = (Parser(add_help=False) for _ in range(4))
     policy.add_argument("--policy", action="append", default=[])
-    page.add_argument("--page-port", type=int, default=8081)
+    page.add_argument("--page-port", type=whole(0, 65535), default=8081)
     page.add_argument("--cases", default="cases")
+    page.add_argument("--keep", type=whole(1, 100_000), default=MAX_KEPT)
     page.add_argument("--unredacted", action="store_true")
-    page.add_argument("--keep", type=int, default=MAX_KEPT)
-    listen.add_argument("--host", default="127.0.0.1")
-    listen.add_argument("--port", type=int, default=8443)
-    cluster.add_argument("--name", type=certs.dns_name, default="whook-debug")
-    cluster.add_argument("--namespace", type=certs.dns_name, default="whook-debug")
+    desk.add_argument("--host", default="127.0.0.1")
+    desk.add_argument("--port", type=whole(0, 65535), default=8443)
+    for flag in ("--name", "--namespace"):
+        cluster.add_argument(flag, type=certs.dns_name, default="whook-debug")
     cluster.add_argument("--cert-dir", default="webhook-certs/debug")
     cluster.add_argument("--kubeconfig")
     cluster.add_argument("--context")
     cluster.add_argument("--timeout", type=certs.seconds, default="60")
-    top = argparse.ArgumentParser(
-        prog="debug", usage=USAGE, description=__doc__.partition("\n\n")[0]
-    )
+    top = Parser(prog="debug", usage=USAGE, allow_abbrev=False)
     commands = top.add_subparsers(dest="command", required=True)
 
-    def command(name: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        return commands.add_parser(name, parents=parents, usage=USAGE, allow_abbrev=False)
+    def command(run: Command, *parents: Parser) -> argparse.ArgumentParser:
+        name = run.__name__.partition("_")[0]
+        made = commands.add_parser(name, parents=parents, usage=USAGE, allow_abbrev=False)
+        made.set_defaults(run=run)
+        return made
 
-    serving = command("serve", policy, page, listen, cluster)
+    serving = command(serve, policy, page, desk, cluster)
     serving.add_argument("--hold", default="")
     serving.add_argument("--record", default="debug-reviews")
-    command("try", policy, page).add_argument("file", nargs="+")
-    command("replay", policy).add_argument("file", nargs="+")
-    upping = command("up", cluster)
+    command(try_files, policy, page).add_argument("file", nargs="+")
+    command(replay, policy).add_argument("file", nargs="+")
+    upping = command(up, cluster)
     upping.add_argument("--address", type=address, required=True)
     upping.add_argument("--user")
-    upping.add_argument("--resource", type=group_resource, action="append")
+    upping.add_argument("--resource", action="append", default=[])
     upping.add_argument("--opt-in", action="append", default=[])
     upping.add_argument("--for", dest="lifetime", type=certs.duration, default="8h")
     upping.add_argument("--validating", action="store_true")
     upping.add_argument("--print", action="store_true")
-    command("doctor", listen, cluster)
-    command("down", cluster)
+    command(doctor, desk, cluster)
+    command(down, cluster)
     return top
 
 
@@ -1585,12 +1585,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help")):
         words.insert(0, "serve")
     options = parser().parse_args(words)
-    options.service = getattr(options, "name", "")
-    commands = {"serve": serve, "try": try_files, "replay": replay}
-    commands |= {"up": up, "down": down, "doctor": doctor}
+    options.service = getattr(options, "name", "")  # certs.Cluster's word for it
     try:
-        return commands[options.command](options)
-    except (whook.SetupError, certs.Fault) as error:
+        return int(options.run(options))
+    except (whook.SetupError, Fault) as error:
         print(f"whook: error: {error}\nwhook: hint: {error.hint}", file=sys.stderr)
         return 1
 

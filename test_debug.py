@@ -1,0 +1,1019 @@
+"""Tests of debug.py: the desk as a real process, its page in a real browser, a real API server."""
+
+import base64
+import contextlib
+import copy
+import http.client
+import io
+import json
+import re
+import shutil
+import signal
+import ssl
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import unittest
+from pathlib import Path
+
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+
+import debug
+import whook
+from testing import controlplane
+from testing.server import JSON, POD, REVIEWS, ROOT, wait_for
+
+TEAM = """
+def mutate(obj, request):
+    obj["metadata"].setdefault("labels", {})["team"] = "shop"
+"""
+PINNED = """
+def validate(obj, request):
+    for container in (obj or {}).get("spec", {}).get("containers", []):
+        if container["image"].endswith(":latest"):
+            request.deny(f'container "{container["name"]}": image is not pinned')
+"""
+GROWING = """
+def mutate(obj, request):
+    labels = obj["metadata"].setdefault("labels", {})
+    labels["count"] = labels.get("count", "") + "x"
+"""
+TELLING = """
+import base64
+def mutate(obj, request):
+    if request.kind.kind == "Secret":
+        for key, value in list((obj.get("data") or {}).items()):
+            plain = base64.b64decode(value).decode()
+            request.warn(f"{key} is {plain}")
+            request.audit("value", plain)
+            obj["metadata"].setdefault("annotations", {})["copy"] = plain
+            obj["data"]["more"] = base64.b64encode(b"added-by-policy").decode()
+    for container in (obj.get("spec") or {}).get("containers") or []:
+        for variable in container.get("env") or []:
+            if "value" in variable:
+                request.deny(f'variable {variable["name"]} is {variable["value"]}')
+"""
+HOSTILE = "<img src=x onerror=\"document.title='broken'\"></script>"
+HOSTILE += "<script>document.title='in'</script>"
+TOKEN = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJzaG9wIn0.c2lnbmF0dXJlLW9mLXRva2Vu"
+
+
+def changed(body: bytes, **fields) -> bytes:
+    """A review with other fields in its request; `obj` is called with the object."""
+    document = json.loads(body)
+    edit = fields.pop("edit", None)
+    document["request"] |= fields
+    if edit:
+        edit(document["request"]["object"])
+    return json.dumps(document).encode()
+
+
+def named(name: str, number: int = 0, **fields) -> bytes:
+    def edit(obj):
+        obj["metadata"]["name"] = name
+
+    return changed(POD, uid=f"uid-{name}-{number}", name=name, edit=edit, **fields)
+
+
+class Desk:
+    """A running `python debug.py`, with policies in a folder of its own."""
+
+    def __init__(self, *arguments, policies=None, command="serve", files=(), patches=""):
+        self.folder = Path(tempfile.mkdtemp(prefix="desk-test-"))
+        self.policies = self.folder / "policies"
+        self.policies.mkdir()
+        for name, source in (policies or {"team": TEAM}).items():
+            self.write_policy(name, source)
+        self.record, self.cases = self.folder / "reviews", self.folder / "cases"
+        options = ["--policy", str(self.policies), "--page-port", "0", "--cases", str(self.cases)]
+        if command == "serve":
+            options += ["--port", "0", "--record", str(self.record)]
+            options += ["--cert-dir", str(self.folder / "certs")]
+        self.log = open(self.folder / "log", "w")  # noqa: SIM115
+        code = f"import sys, debug, whook\n{patches}\nsys.exit(debug.main(sys.argv[1:]))"
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code, command, *options, *arguments, *files],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+        )
+        self.awaited = "the webhook: " if command == "serve" else "the page: "
+
+    def __enter__(self):
+        self.lines = []
+        for line in self.process.stdout:
+            self.lines.append(line.strip())
+            if line.startswith("the page: "):
+                self.link = line.split()[-1]
+            if line.startswith(self.awaited):
+                break
+        else:
+            raise AssertionError((self.folder / "log").read_text())
+        self.page_port = int(re.search(r":(\d+)/#", self.link)[1])
+        self.token = self.link.partition("#")[2]
+        self.port = int(self.lines[-1].rpartition(":")[2]) if "webhook" in self.lines[-1] else 0
+        return self
+
+    def __exit__(self, *_):
+        self.process.send_signal(signal.SIGINT)
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process.stdout.close()
+        self.log.close()
+
+    def write_policy(self, name: str, source: str) -> None:
+        new = self.folder / f"{name}.new"
+        new.write_text(source)
+        new.replace(self.policies / f"{name}.py")
+
+    def post(self, body=POD, path="/mutate?timeout=10s") -> tuple[int, dict]:
+        """What the API server would get."""
+        context = ssl.create_default_context(cafile=self.folder / "certs/ca.pem")
+        connection = http.client.HTTPSConnection("localhost", self.port, context=context)
+        try:
+            connection.request("POST", path, body, JSON)
+            response = connection.getresponse()
+            return response.status, json.loads(response.read())
+        finally:
+            connection.close()
+
+    def page(self, path, body=None, method=None, **headers) -> tuple[int, dict, str]:
+        """Status, headers and text of an answer of the page's server."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.page_port, timeout=30)
+        headers = {"Authorization": f"Bearer {self.token}"} | headers
+        text = json.dumps(body) if body is not None else None
+        try:
+            connection.request(method or ("POST" if text else "GET"), path, text, headers)
+            response = connection.getresponse()
+            return response.status, dict(response.getheaders()), response.read().decode()
+        finally:
+            connection.close()
+
+    def api(self, path, body=None) -> dict:
+        status, _, text = self.page(path, body)
+        if status != 200:
+            raise AssertionError(f"{path}: {status} {text}")
+        return json.loads(text)
+
+    def rows(self) -> list[dict]:
+        return self.api("/api/news?after=999999")["reviews"]
+
+    def wait_for_row(self, **fields) -> dict:
+        def found():
+            return [row for row in self.rows() if row.items() >= fields.items()]
+
+        return wait_for(found, f"a review with {fields}")[-1]
+
+    def recordings(self, count: int) -> list[Path]:
+        def found():
+            files = sorted(self.record.glob("2*.json"))
+            return files if len(files) == count else None
+
+        return wait_for(found, f"{count} recordings")
+
+
+def call_desk(*arguments) -> tuple[int, str, str]:
+    """The exit status, standard output and standard error of debug.py, within this process."""
+    with (
+        contextlib.redirect_stdout(io.StringIO()) as out,
+        contextlib.redirect_stderr(io.StringIO()) as err,
+    ):
+        try:
+            status = debug.main([str(argument) for argument in arguments])
+        except SystemExit as end:
+            status = end.code
+    return status, out.getvalue(), err.getvalue()
+
+
+def run_desk(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "debug.py"), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+# ---------------------------------------------------------------------------- redaction
+
+
+def secret_review(**data) -> dict:
+    document = json.loads(REVIEWS["create-secret"])
+    encoded = {key: base64.b64encode(value.encode()).decode() for key, value in data.items()}
+    document["request"]["object"]["data"] = encoded
+    return document
+
+
+class RedactionTest(unittest.TestCase):
+    def clean(self, obj) -> str:
+        redaction = debug.Redaction(obj)
+        cleaned = redaction.clean(obj)
+        self.assertEqual(redaction.restore(cleaned), obj)
+        return json.dumps(cleaned)
+
+    def test_secrets(self):
+        escaped = json.dumps({"env": [{"name": "A", "value": 'with "quotes" inside'}]})
+        cases = {
+            "a Secret": {"kind": "Secret", "data": {"a": "aHVudGVyMg=="}},
+            "stringData": {"kind": "Secret", "stringData": {"a": "hunter2"}},
+            "binary": {"kind": "Secret", "data": {"a": "/+7dzLuqmYg="}},
+            "env": {"env": [{"name": "A", "value": "hunter2"}]},
+            "a short one": {"env": [{"name": "A", "value": "!7"}]},
+            "token": {"status": {"token": "hunter2"}, "x": ["hunter2 and more"]},
+            "tokens in a list": {"extra": {"api-key": ["hunter2"]}},
+            "base64 of env": {"env": [{"name": "A", "value": "hunter2"}], "b": "aHVudGVyMg=="},
+            "JSON in an annotation": {"annotations": {"last": '{"password":"hunter2"}'}},
+            "escaped JSON": {"annotations": {"last": escaped, "text": escaped[3:]}},
+            "a JSON Web Token": {"args": [f"--jwt {TOKEN}"]},
+            "a key": {"a": "-----BEGIN EC PRIVATE KEY-----\nhunter2\n-----END EC PRIVATE KEY-----"},
+            "a flag": {"args": ["--password=hunter2", "--verbose"]},
+            "a URL": {"a": "postgres://user:hunter2@db/shop"},
+            "a header": {"a": "Authorization: Bearer hunter2-hunter2"},
+        }
+        for name, obj in cases.items():
+            with self.subTest(name):
+                text = self.clean(obj)
+                self.assertRegex(text, "redacted-|cmVkYWN0ZWQt")
+                for secret in ("hunter2", "aHVudGVyMg", "!7", "quotes", TOKEN, "/+7dzLuqmYg"):
+                    self.assertNotIn(secret, text)
+
+    def test_what_stays(self):
+        for obj in (
+            {"secretName": "db", "secretKeyRef": {"name": "db", "key": "password"}},
+            {"automountServiceAccountToken": True, "tokenExpirationSeconds": 600},
+            {"env": [{"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}]},
+            {"image": "shop:1.2", "kind": "ConfigMap", "data": {"a": "b"}},
+        ):
+            with self.subTest(obj):
+                self.assertEqual(debug.Redaction(obj).clean(obj), obj)
+
+    def test_same_value_same_placeholder(self):
+        obj = {"env": [{"name": n, "value": v} for n, v in (("A", "one"), ("B", "two"))] * 2}
+        values = [item["value"] for item in debug.Redaction(obj).clean(obj)["env"]]
+        self.assertEqual(values, ["redacted-001", "redacted-002"] * 2)
+
+    def test_base64_stays_base64(self):
+        obj = {"kind": "Secret", "data": {"a": "aHVudGVyMg=="}}
+        value = debug.Redaction(obj).clean(obj)["data"]["a"]
+        self.assertEqual(base64.b64decode(value), b"redacted-001")
+
+    def test_forged_placeholder(self):
+        """Whoever writes a placeholder into a label doesn't get the secret into it by an edit."""
+        obj = {"labels": {"a": "redacted-001"}, "env": [{"name": "A", "value": "hunter2"}]}
+        for turned in (obj, dict(reversed(obj.items()))):
+            redaction = debug.Redaction(turned)
+            cleaned = redaction.clean(turned)
+            self.assertNotEqual(cleaned["labels"]["a"], cleaned["env"][0]["value"])
+            self.assertEqual(redaction.restore(cleaned), turned)
+
+    def test_recorded_placeholders_stay(self):
+        once = debug.Redaction(secret_review(a="hunter2")).clean(secret_review(a="hunter2"))
+        again = debug.Redaction(once)
+        self.assertEqual(again.clean(once), once)
+        self.assertNotIn(again.hide("new-secret"), json.dumps(once))
+
+    def test_too_deep_is_withheld(self):
+        deep = '{"a":' * 1500 + "1" + "}" * 1500
+        body = POD.replace(b'"object":{', b'"object":{"env":' + deep.encode() + b",", 1)
+        entry = debug.Entry(1, "/mutate", body, "cluster", 0.0)
+        text = debug.recording(entry, None, unredacted=False).decode()
+        self.assertIn("nested too deeply", text)
+        self.assertNotIn("tricky", text)
+
+
+# ---------------------------------------------------------------------------- one run
+
+
+def policy_set(**sources) -> whook.PolicySet:
+    return whook.load_policies({f"/p/{k}.py": source.encode() for k, source in sources.items()})
+
+
+class RunTest(unittest.TestCase):
+    def test_outcomes(self):
+        wrong_type = "def mutate(obj, request):\n    obj['metadata']['labels'] = {'a': 1}"
+        cases = (
+            (PINNED, "/validate", "denied",
+             ['Error from server (Forbidden): admission webhook "validate.whook.local" denied the '
+              'request: container "side": image is not pinned']),
+            (TEAM, "/mutate", "patched", []),
+            (PINNED, "/mutate", "allowed", []),
+            (wrong_type, "/mutate", "rejected", []),
+            ("def mutate(obj, request):\n    obj['x']", "/mutate", "failed",
+             ["Error from server (InternalError): Internal error occurred: failed calling webhook "
+              '"mutate.whook.local": failed to call webhook: policy "p" failed: line 2: KeyError: '
+              "'x'"]),
+            (TEAM, "/elsewhere", "failed", None),
+        )  # fmt: skip
+        for source, path, outcome, lines in cases:
+            with self.subTest(outcome, path=path):
+                result = debug.run(path, POD, policy_set(p=source))
+                self.assertEqual(result.outcome, outcome)
+                if lines is not None:
+                    self.assertEqual(result.kubectl, lines)
+
+    def test_second_pass(self):
+        result = debug.run("/mutate", POD, policy_set(growing=GROWING, team=TEAM))
+        self.assertEqual(list(result.again), ["growing"])
+        self.assertEqual([name for name, _ in result.steps()], ["growing", "team"])
+        self.assertIn('policy "growing" is not idempotent', result.remarks[0])
+        self.assertEqual(debug.run("/mutate", POD, policy_set(team=TEAM)).again, {})
+
+    def test_difference(self):
+        base = debug.run("/mutate", POD, policy_set(p=TEAM))
+        obj = json.loads(POD)["request"]["object"]
+        cases = {
+            TEAM: [],
+            TEAM.replace('(obj, request):', '(obj, request):\n    obj.update(obj)'): [],
+            TEAM.replace('"shop"', '"desk"'): ['replace /metadata/labels/team "desk"'],
+            TEAM + "    request.warn('new')": ['warnings were null, are ["new"]'],
+            TEAM + "    request.deny('no', 422, 'Invalid')": [
+                "was patched, is denied", 'message was "", is "no"',
+                "status.code was null, is 422", 'status.reason was null, is "Invalid"',
+                "remove /metadata/labels/team",
+            ],
+        }  # fmt: skip
+        for source, lines in cases.items():
+            with self.subTest(source):
+                other = debug.run("/mutate", POD, policy_set(p=source))
+                self.assertEqual(debug.difference(base, other, obj), lines)
+
+    def test_every_review(self):
+        for name, body in REVIEWS.items():
+            with self.subTest(name):
+                for path in ("/mutate", "/validate"):
+                    result = debug.run(path, body, policy_set(team=TEAM, pinned=PINNED))
+                    entry = debug.Entry(1, path, body, "cluster", 0.0, result=result)
+                    json.dumps(debug.summary(entry))
+
+
+class YamlTest(unittest.TestCase):
+    def test_read(self):
+        cases = {
+            "a: 2026-11-22T13:52:00Z": {"a": "2026-11-22T13:52:00Z"},
+            '{"a": [1, true, null]}': {"a": [1, True, None]},
+            "a: |\n  one\n  two\n": {"a": "one\ntwo\n"},
+        }
+        for text, expected in cases.items():
+            with self.subTest(text):
+                self.assertEqual(debug.parse_object(text), expected)
+
+    def test_refused(self):
+        for text in ("a: [", "- a", "a", "", "a: 1\n---\nb: 2", "a: !!python/name:os.system x"):
+            with self.subTest(text), self.assertRaises(ValueError):
+                debug.parse_object(text)
+
+
+# ---------------------------------------------------------------------------- record, replay
+
+
+class RecordTest(unittest.TestCase):
+    def test_round_trip(self):
+        """All real reviews, recorded by the desk and replayed: nothing differs; then a policy is
+        changed, and what it changes is told."""
+        policies = {"team": TEAM, "pinned": PINNED, "growing": GROWING}
+        with Desk(policies=policies) as desk:
+            for body in REVIEWS.values():
+                for verb in ("mutate", "validate"):
+                    desk.post(body, f"/{verb}?timeout=10s")
+            files = desk.recordings(2 * len(REVIEWS))
+            self.assertEqual({file.stat().st_mode & 0o777 for file in files}, {0o600})
+            self.assertEqual(desk.record.stat().st_mode & 0o777, 0o700)
+        same = run_desk("replay", desk.record, "--policy", desk.policies)
+        self.assertEqual((same.returncode, same.stderr), (0, ""), same.stdout)
+        self.assertEqual(same.stdout, f"{2 * len(REVIEWS)} as recorded, 0 not\n")
+        desk.write_policy("team", TEAM.replace('"shop"', '"desk"'))
+        other = run_desk("replay", desk.record, "--policy", desk.policies)
+        self.assertEqual(other.returncode, 1)
+        self.assertIn('  replace /metadata/labels/team "desk"\n', other.stdout)
+        self.assertRegex(other.stdout, r"CREATE Pod shop2/tricky\n")
+
+    def test_nothing_secret_is_recorded(self):
+        """Not in the review, nor where a policy repeats it; nor on the page, nor in a test case."""
+        secret, variable = "hunter2-and-more", "swordfish-and-more"
+
+        def edit(obj):
+            obj["data"] = {"password": base64.b64encode(secret.encode()).decode()}
+            applied = {"kind": "Secret", "data": obj["data"]}
+            last = "kubectl.kubernetes.io/last-applied-configuration"
+            obj["metadata"].setdefault("annotations", {})[last] = json.dumps(applied) + "\n"
+
+        def with_env(obj):
+            obj["spec"]["containers"][0]["env"] = [{"name": "A", "value": variable}]
+            obj["spec"]["containers"][0]["args"] = [f"--token={TOKEN}", variable]
+
+        with Desk(policies={"telling": TELLING}) as desk:
+            _, answer = desk.post(changed(REVIEWS["create-secret"], edit=edit))
+            self.assertIn(secret, json.dumps(answer), "the policy must repeat it")
+            _, answer = desk.post(changed(POD, edit=with_env))
+            self.assertIn(variable, json.dumps(answer), "the policy must repeat it")
+            files = desk.recordings(2)
+            for row in desk.rows():
+                desk.api("/api/replay", {"numbers": [row["number"]]})
+                desk.api("/api/save", {"number": row["number"], "name": f"case-{row['number']}"})
+            texts = [file.read_text() for file in (*files, *desk.cases.iterdir())]
+            texts += [json.dumps(desk.api(f"/api/reviews/{r['number']}")) for r in desk.rows()]
+            texts.append((desk.folder / "log").read_text())
+        self.assertEqual(len(texts), 7)
+        forms = [secret, variable, TOKEN, "added-by-policy"]
+        forms += [base64.b64encode(form.encode()).decode().rstrip("=") for form in forms]
+        for text in texts:
+            for form in forms:
+                self.assertNotIn(form, text)
+        self.assertEqual(run_desk("replay", desk.cases, "--policy", desk.policies).returncode, 0)
+
+    def test_unredacted(self):
+        with Desk("--unredacted") as desk:
+            desk.post(REVIEWS["create-secret"])
+            text = desk.recordings(1)[0].read_text()
+        data = json.loads(REVIEWS["create-secret"])["request"]["object"]["data"]
+        for value in data.values():
+            self.assertIn(value, text)
+
+    def test_bounded_and_read_again(self):
+        with Desk("--keep", "3") as desk:
+            for number in range(8):
+                desk.post(named(f"pod-{number}"))
+            wait_for(lambda: len(desk.rows()) == 3, "the bound")
+            wait_for(lambda: len(desk.recordings(3)) == 3, "the bound in the folder")
+        foreign = desk.record / "mine.txt"
+        foreign.write_text("not ours")
+        with Desk("--keep", "3", "--record", str(desk.record)) as again:
+            names = [row["name"] for row in again.rows()]
+            self.assertEqual(names, ["shop2/pod-5", "shop2/pod-6", "shop2/pod-7"])
+            self.assertEqual({row["origin"] for row in again.rows()}, {"recording"})
+            again.api("/api/replay", {"numbers": [row["number"] for row in again.rows()]})
+            self.assertEqual([row["differs"] for row in again.rows()], [False] * 3)
+        self.assertTrue(foreign.exists())
+
+    def test_replay_refuses(self):
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, "a.json").write_text("[]")
+            Path(folder, "review.json").write_bytes(POD)
+            cases = {
+                (folder + "/a.json",): f"{folder}/a.json is no recording",
+                (folder + "/none.json",): f"can't read {folder}/none.json",
+                (folder + "/review.json",): f"{folder}/review.json holds no answer",
+            }
+            for arguments, message in cases.items():
+                with self.subTest(message):
+                    status, _, said = call_desk("replay", *arguments)
+                    self.assertEqual(status, 1)
+                    self.assertIn(f"whook: error: {message}", said)
+            self.assertEqual(call_desk("replay")[0], 2)
+
+
+# ---------------------------------------------------------------------------- the page's server
+
+
+class PageTest(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.desk = cls.enterClassContext(Desk())
+        cls.desk.post()
+
+    def test_token(self):
+        for header in ("", "Bearer ", "Bearer wrong", f"Bearer {self.desk.token}x", "Bearer \xff"):
+            for path in ("/api/news?after=1", "/api/reviews/1", "/elsewhere"):
+                with self.subTest(header, path=path):
+                    status, _, text = self.desk.page(path, Authorization=header)
+                    self.assertEqual(status, 401)
+                    self.assertNotIn("tricky", text)
+        self.assertNotIn(self.desk.token, self.desk.page("/", Authorization="")[2])
+
+    def test_host_and_origin(self):
+        port = self.desk.page_port
+        cases = (
+            ({"Host": "evil.example"}, 421),
+            ({"Host": f"evil.example:{port}"}, 421),
+            ({"Host": "127.0.0.1"}, 421),
+            ({"Host": f"localhost:{port}"}, 200),
+            ({"Origin": "http://evil.example"}, 403),
+            ({"Origin": "null"}, 403),
+            ({"Origin": f"https://127.0.0.1:{port}"}, 403),
+            ({"Origin": f"http://127.0.0.1:{port}"}, 200),
+        )
+        for headers, status in cases:
+            for path in ("/", "/api/reviews/1"):
+                with self.subTest(headers, path=path):
+                    self.assertEqual(self.desk.page(path, **headers)[0], status)
+
+    def test_headers(self):
+        for path in ("/", "/api/reviews/1"):
+            with self.subTest(path):
+                _, headers, _ = self.desk.page(path)
+                policy = headers["Content-Security-Policy"]
+                self.assertIn("default-src 'none'; script-src 'sha256-", policy)
+                self.assertIn("frame-ancestors 'none'", policy)
+                self.assertNotIn("unsafe", policy)
+                self.assertEqual(headers["X-Content-Type-Options"], "nosniff")
+                self.assertEqual(headers["Cache-Control"], "no-store")
+                self.assertNotIn("Access-Control-Allow-Origin", headers)
+
+    def test_requests(self):
+        cases = (
+            ("GET", "/api/reviews/99", None, 404),
+            ("GET", "/../debug.py", None, 404),
+            ("POST", "/api/elsewhere", {}, 404),
+            ("OPTIONS", "/api/replay", None, 404),
+            ("POST", "/api/replay", {}, 400),
+            ("POST", "/api/replay", {"numbers": [1], "text": "a: ["}, 400),
+            ("POST", "/api/decide", {"number": 1, "kind": "deny"}, 409),
+            ("POST", "/api/decide", {"number": 1, "kind": "explode"}, 400),
+            ("POST", "/api/save", {"number": 1, "name": "../../etc/passwd"}, 400),
+        )
+        for method, path, body, status in cases:
+            with self.subTest(path, body=body):
+                self.assertEqual(self.desk.page(path, body, method)[0], status)
+
+    def test_loopback_only(self):
+        listening = Path(f"/proc/{self.desk.process.pid}/net/tcp")
+        if not listening.exists():
+            self.skipTest("no /proc/net/tcp on this system")
+        ports = {f"{port:04X}" for port in (self.desk.page_port, self.desk.port)}
+        found = [line.split()[1] for line in listening.read_text().splitlines()[1:]]
+        addresses = {a.partition(":")[0] for a in found if a.partition(":")[2] in ports}
+        self.assertEqual(addresses, {"0100007F"})
+
+    def test_page_needs_nothing_from_elsewhere(self):
+        html = (ROOT / "debug.html").read_text()
+        self.assertEqual(re.findall(r"(?:src|href)=(?!\"data:)[^\s>]+", html), [])
+        for word in ("innerHTML", "insertAdjacentHTML", "document.write", "eval(", "style="):
+            self.assertNotIn(word, html)
+
+    def test_whook_does_not_know_the_desk(self):
+        for module in ("whook", "review", "certs"):
+            self.assertNotIn("import debug", (ROOT / f"{module}.py").read_text())
+
+
+# ---------------------------------------------------------------------------- hold
+
+
+class HoldTest(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.desk = cls.enterClassContext(Desk("--hold", "pod shop2 -quick"))
+
+    def held(self, name, decision=None, timeout=20, path="/mutate"):
+        """The answer to a review that is held until the decision."""
+        answers = []
+        body = named(name)
+        target = f"{path}?timeout={timeout}s"
+        thread = threading.Thread(target=lambda: answers.append(self.desk.post(body, target)))
+        thread.start()
+        row = self.desk.wait_for_row(name=f"shop2/{name}", outcome="held")
+        if decision:
+            decide = {"number": row["number"], **decision}
+            wait_for(lambda: "replay" in self.desk.api(f"/api/reviews/{row['number']}"), "preview")
+            self.desk.api("/api/decide", decide)
+        thread.join(30)
+        return answers[0][1]["response"]
+
+    def test_decisions(self):
+        allowed = self.held("allowed", {"kind": "allow"})
+        self.assertEqual((allowed["allowed"], "patch" in allowed), (True, False))
+        by_policy = self.held("by-policy", {"kind": "policies"})
+        self.assertIn(b"shop", base64.b64decode(by_policy["patch"]))
+        denied = self.held("denied", {"kind": "deny", "message": "not on a Friday"})
+        self.assertEqual(denied["status"]["message"], "not on a Friday")
+        self.assertFalse(denied["allowed"])
+
+    def test_edit_keeps_what_the_page_does_not_show(self):
+        """The page shows neither env values nor managedFields; an edit changes neither."""
+        answers = []
+        thread = threading.Thread(target=lambda: answers.append(self.desk.post(named("edited"))))
+        thread.start()
+        row = self.desk.wait_for_row(name="shop2/edited", outcome="held")
+        obj = self.desk.api(f"/api/reviews/{row['number']}")["object"]
+        self.assertIn("redacted-", json.dumps(obj["spec"]["containers"][0]["env"]))
+        del obj["metadata"]["managedFields"]
+        obj["spec"]["containers"][0]["env"].insert(0, {"name": "NEW", "value": "1"})
+        decision = {"number": row["number"], "kind": "edit", "text": json.dumps(obj)}
+        self.desk.api("/api/decide", decision)
+        thread.join(30)
+        patch = json.loads(base64.b64decode(answers[0][1]["response"]["patch"]))
+        before = json.loads(named("edited"))["request"]["object"]
+        expected = copy.deepcopy(before)
+        expected["spec"]["containers"][0]["env"].insert(0, {"name": "NEW", "value": "1"})
+        self.assertEqual(whook.apply(before, patch), expected)
+
+    def test_not_chosen(self):
+        started = time.monotonic()
+        self.desk.post(named("quick"))
+        self.assertLess(time.monotonic() - started, 5)
+
+    def test_timeout(self):
+        started = time.monotonic()
+        response = self.held("forgotten", timeout=3)
+        waited = time.monotonic() - started
+        self.assertTrue(1.5 < waited < 2.9, waited)
+        self.assertEqual(
+            response["warnings"],
+            ["held by the debugging desk, and nobody answered in time: allowed unchanged"],
+        )
+        self.assertTrue(response["allowed"])
+        self.assertNotIn("patch", response)
+
+
+# ---------------------------------------------------------------------------- the browser
+
+
+def chromium() -> webdriver.Chrome:
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium") or ""
+    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run",
+                 "disable-background-networking", "disable-component-update", "disable-sync",
+                 "disable-dev-shm-usage", "window-size=1440,900"):  # fmt: skip
+        options.add_argument(f"--{flag}")
+    options.add_argument(f"--user-data-dir={tempfile.mkdtemp(prefix='desk-browser-')}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    service = webdriver.ChromeService(shutil.which("chromedriver"))
+    return webdriver.Chrome(options=options, service=service)
+
+
+HAVE_BROWSER = bool(shutil.which("chromium") and shutil.which("chromedriver"))
+
+
+@unittest.skipUnless(HAVE_BROWSER, "no browser: apt-get install chromium chromium-driver")
+class BrowserTest(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.browser = chromium()
+        cls.addClassCleanup(cls.browser.quit)
+
+    def open(self, desk: Desk) -> None:
+        self.browser.get("about:blank")
+        self.browser.get_log("browser")
+        self.browser.get(desk.link)
+        wait_for(lambda: "live" in self.text("#state"), "the page to be live")
+
+    def one(self, selector: str):
+        return self.browser.find_element(By.CSS_SELECTOR, selector)
+
+    def all(self, selector: str) -> list:
+        return self.browser.find_elements(By.CSS_SELECTOR, selector)
+
+    def text(self, selector: str) -> str:
+        """The text of all that match, as one script: nodes come and go between two calls."""
+        script = (
+            "return [...document.querySelectorAll(arguments[0])].map(n => n.innerText).join('\\n')"
+        )
+        return self.browser.execute_script(script, selector)
+
+    def wait_for_text(self, selector: str, *words: str, seconds: float = 20) -> str:
+        def found():
+            text = self.text(selector)
+            return text if all(word in text for word in words) else None
+
+        try:
+            return wait_for(found, f"{words} in {selector}", seconds)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; it has {self.text(selector)!r}") from None
+
+    def count(self, selector: str) -> int:
+        script = "return document.querySelectorAll(arguments[0]).length"
+        return self.browser.execute_script(script, selector)
+
+    def press(self, *keys: str) -> None:
+        self.one("body").send_keys(*keys)
+
+    def click(self, label: str) -> None:
+        def clicked():
+            script = """const b = [...document.querySelectorAll('button')]
+                .find(b => b.innerText === arguments[0] && b.offsetParent); b && b.click();
+                return Boolean(b)"""
+            return self.browser.execute_script(script, label)
+
+        wait_for(clicked, f"the button {label}")
+
+    def filter(self, words: str) -> None:
+        self.press("/")
+        self.one("#filter").send_keys(Keys.CONTROL, "a")
+        self.one("#filter").send_keys(Keys.BACKSPACE, words, Keys.ESCAPE)
+
+    def assert_quiet(self) -> None:
+        """Nothing was refused by the content policy, and no script failed."""
+        self.assertEqual(self.browser.get_log("browser"), [])
+
+    def test_live_list_filter_and_diff(self):
+        with Desk(policies={"team": TEAM, "growing": GROWING, "pinned": PINNED}) as desk:
+            self.open(desk)
+            self.wait_for_text("#right", "Waiting for the first review")
+            started = time.monotonic()
+            desk.post(REVIEWS["create-deployment"])
+            self.wait_for_text("#list", "CREATE Deployment shop/web", "patched")
+            self.assertLess(time.monotonic() - started, 5)
+            self.wait_for_text("#right h2", "CREATE Deployment shop/web")
+            self.wait_for_text(".diff .plus", "team: shop", "count: x")
+            self.wait_for_text(".remarks", 'policy "growing" is not idempotent')
+            self.wait_for_text(".steps", "growing", "add /metadata/labels/count", "team")
+            self.wait_for_text(".facts", "admin", "asked", "/mutate?timeout=10s", "of 10 s")
+            desk.post(POD, "/validate?timeout=10s")
+            desk.post(REVIEWS["update-deployment"])
+            self.filter("denied")
+            self.press("j")
+            self.wait_for_text("#right .kubectl", "denied the request", "image is not pinned")
+            self.wait_for_text("#foot", "1 of 3 reviews")
+            self.filter("update -pod")
+            self.press("j")
+            self.wait_for_text("#right h2", "UPDATE Deployment")
+            self.click("What the user changed")
+            self.wait_for_text(".diff .minus", "nginx")
+            self.filter("nowhere")
+            self.wait_for_text("#list", "Nothing matches the filter.")
+            self.assert_quiet()
+
+    def test_replay_after_an_edit(self):
+        with Desk() as desk:
+            desk.post()
+            self.open(desk)
+            self.wait_for_text(".diff .plus", "team: shop")
+            desk.write_policy("team", TEAM.replace('"shop"', '"desk"'))
+            wait_for(lambda: 'team "desk"' in self.replayed(), "the new policy's answer")
+            self.wait_for_text(".sides > div:first-child .plus", "team: shop")
+            self.wait_for_text(".sides > div:last-child .plus", "team: desk")
+            self.wait_for_text("#list", "differs")
+            desk.write_policy("team", "def mutate(")
+            self.wait_for_text("#banner", "does not load: line 1", "the last good version is in")
+            self.one("#auto").click()
+            desk.write_policy("team", TEAM)
+            self.wait_for_text(".sides", "team: shop", seconds=30)
+            self.wait_for_text("#right", "The policies of now give the same answer.")
+            self.assert_quiet()
+
+    def replayed(self) -> str:
+        self.press("r")
+        return self.text(".changes")
+
+    def test_edit_and_save(self):
+        with Desk(policies={"pinned": PINNED}) as desk:
+            desk.post(POD, "/validate?timeout=10s")
+            self.open(desk)
+            self.wait_for_text("#right .badge", "denied")
+            self.press("e")
+            editor = wait_for(lambda: self.all("#editor"), "the editor")[0]
+            text = editor.get_attribute("value")
+            self.assertNotIn("managedFields", text)
+            given = debug.parse_object(text)
+            shown = desk.api("/api/reviews/1")["object"]
+            del shown["metadata"]["managedFields"]
+            self.assertEqual(given, shown, "YAML that comes back as it was")
+            editor.send_keys("\nbroken: [", Keys.CONTROL, Keys.ENTER)
+            self.wait_for_text("#problem", "is no object as YAML")
+            fixed = text.replace(":latest", ":1.36")
+            self.browser.execute_script("arguments[0].value = arguments[1]", editor, fixed)
+            self.click("Replay with this")
+            self.wait_for_text(".sides .badge", "denied\nallowed")
+            self.press("s")
+            wait_for(lambda: self.one("#name").is_displayed(), "the dialog")
+            self.click("Save")
+            self.wait_for_text("#toast", "Saved as")
+            done = run_desk("replay", desk.cases, "--policy", desk.policies)
+            self.assertEqual((done.returncode, done.stdout), (0, "1 as recorded, 0 not\n"))
+
+    def test_hold(self):
+        with Desk() as desk:
+            self.open(desk)
+            self.one("#hold").send_keys("pod", Keys.ENTER)
+            wait_for(lambda: desk.api("/api/news?after=0")["hold"] == "pod", "the hold")
+            answers = []
+            thread = threading.Thread(target=lambda: answers.append(desk.post()))
+            thread.start()
+            self.wait_for_text("#held", "Allowed unchanged, with a warning, in")
+            self.wait_for_text(".diff .plus", "team: shop")
+            first = self.text("#countdown")
+            wait_for(lambda: self.text("#countdown") != first, "the countdown to run")
+            self.press("d")
+            self.browser.switch_to.active_element.send_keys("no <b>more</b>", Keys.ENTER)
+            thread.join(20)
+            self.assertEqual(answers[0][1]["response"]["status"]["message"], "no <b>more</b>")
+            self.wait_for_text("#right .kubectl", "denied the request: no <b>more</b>")
+            self.assert_quiet()
+
+    def test_hostile_content(self):
+        def edit(obj):
+            obj["metadata"]["labels"] = {HOSTILE: HOSTILE, "turned": "a\u202eb", "__proto__": "x"}
+            obj["metadata"]["annotations"] = {"constructor": HOSTILE, "long": "w" * 20_000}
+            obj["__proto__"] = {"polluted": "yes"}
+
+        user = {"username": HOSTILE, "groups": [HOSTILE] * 50}
+        body = changed(POD, name=HOSTILE, userInfo=user, edit=edit)
+        denying = f"def validate(obj, request):\n    request.warn({HOSTILE!r})\n"
+        denying += f"    request.audit('a', {HOSTILE!r})\n    request.deny({HOSTILE!r})"
+        with Desk(policies={"team": TEAM, "denying": denying}) as desk:
+            self.open(desk)
+            desk.post(body)
+            self.wait_for_text("#right h2", "<img src=x")
+            self.click("Object")
+            self.wait_for_text(".diff", "a\\u202eb", "polluted", "onerror")
+            self.click("Request")
+            self.press("e")
+            wait_for(lambda: self.all("#editor"), "the editor")
+            self.click("Cancel")
+            desk.post(body, "/validate?timeout=5s")
+            self.wait_for_text("#list", "denied")
+            self.press("k")
+            self.wait_for_text("#right .kubectl", "Warning: <img", "denied the request: <img")
+            self.assertEqual(self.browser.title, "whook desk")
+            self.assertEqual(self.all("#right img, #list img, #right script"), [])
+            self.assertIsNone(self.browser.execute_script("return ({}).polluted || null"))
+            self.assert_quiet()
+
+    def test_a_thousand_reviews_and_megabytes(self):
+        def big(obj):
+            obj["metadata"]["annotations"] = {f"key-{n}": "v" * 60 for n in range(42_000)}
+
+        with Desk() as desk:
+            self.open(desk)
+            context = ssl.create_default_context(cafile=desk.folder / "certs/ca.pem")
+            connection = http.client.HTTPSConnection("localhost", desk.port, context=context)
+            for number in range(999):
+                connection.request("POST", "/mutate?timeout=10s", named(f"pod-{number}"), JSON)
+                connection.getresponse().read()
+            body = changed(POD, name="megabytes", edit=big)
+            self.assertGreater(len(body), 3_000_000)
+            connection.request("POST", "/mutate?timeout=30s", body, JSON)
+            self.assertEqual(connection.getresponse().status, 200)
+            connection.close()
+            self.wait_for_text("#foot", "1000 reviews")
+            self.assertLess(self.count(".row"), 60, "only visible rows exist")
+            self.filter("megabytes")
+            self.wait_for_text("#right h2", "megabytes", seconds=60)
+            self.click("Object")
+            self.wait_for_text(".diff", "key-100", "more lines", seconds=30)
+            self.assertLess(self.count(".diff .lines > *"), 2000)
+            self.filter("pod-998")
+            self.wait_for_text("#right h2", "pod-998")
+
+    def test_without_token(self):
+        with Desk() as desk:
+            self.browser.get("about:blank")
+            self.browser.get(desk.link.partition("#")[0])
+            self.wait_for_text("#right", "This page needs its token")
+
+    def test_try(self):
+        """Local manifests: both calls on the page, and again when a file or a policy is saved."""
+        with tempfile.TemporaryDirectory() as folder:
+            manifest = Path(folder, "pod.yaml")
+            text = "apiVersion: v1\nkind: Pod\nmetadata:\n  name: web\nspec:\n  containers:\n"
+            text += "  - name: web\n    image: nginx:latest\n"
+            manifest.write_text(text)
+            policies = {"team": TEAM, "pinned": PINNED}
+            with Desk(policies=policies, command="try", files=[str(manifest)]) as desk:
+                self.open(desk)
+                self.wait_for_text("#list", "CREATE Pod default/web", "patched", "denied")
+                self.wait_for_text("#right .kubectl", "image is not pinned")
+                manifest.write_text(text.replace(":latest", ":1.27"))
+                self.wait_for_text("#list", "patched", "allowed")
+                manifest.write_text("not: [")
+                self.wait_for_text("#list", "patched", "allowed")
+
+
+# ---------------------------------------------------------------------------- command line
+
+
+class CommandLineTest(unittest.TestCase):
+    def test_print(self):
+        """`up --print` says what it would apply, and needs no cluster for it."""
+        with tempfile.TemporaryDirectory() as folder:
+            done = run_desk("up", "--address", "192.0.2.7:9443", "--print", "--validating",
+                            "--resource", "deployments.apps", "--user", 'o"brien',
+                            "--cert-dir", f"{folder}/certs")  # fmt: skip
+        self.assertEqual(done.returncode, 0, done.stderr)
+        documents = list(debug.yaml.safe_load_all(done.stdout))
+        kinds = [document["kind"] for document in documents]
+        expected = ["Namespace", "Service", "EndpointSlice", "Mutating", "Validating"]
+        self.assertEqual([k.removesuffix("WebhookConfiguration") for k in kinds], expected)
+        _, service, endpoints, mutating, _ = documents
+        self.assertEqual(endpoints["endpoints"], [{"addresses": ["192.0.2.7"]}])
+        self.assertEqual(endpoints["ports"][0]["port"], 9443)
+        self.assertEqual(service["spec"]["ports"][0]["name"], endpoints["ports"][0]["name"])
+        webhook = mutating["webhooks"][0]
+        self.assertEqual(webhook["failurePolicy"], "Ignore")
+        self.assertEqual(webhook["timeoutSeconds"], 30)
+        self.assertEqual(webhook["namespaceSelector"], {"matchLabels": {"whook": "debug"}})
+        self.assertEqual(webhook["rules"][0]["apiGroups"], ["apps"])
+        self.assertEqual(
+            webhook["matchConditions"][1]["expression"], 'request.userInfo.username == "o\\"brien"'
+        )
+        for document in documents:
+            self.assertIn(debug.EXPIRES, document["metadata"]["annotations"])
+
+    def test_wrong_usage(self):
+        cases = {
+            ("up",): "the following arguments are required: --address",
+            ("up", "--address", "127.0.0.1"): "127.0.0.1 can't be an endpoint",
+            ("up", "--address", "169.254.1.1"): "169.254.1.1 can't be an endpoint",
+            ("up", "--address", "[::1]:443"): "::1 can't be an endpoint",
+            ("up", "--address", "laptop"): '"laptop" is not like 192.0.2.7:8443',
+            ("up", "--address", "192.0.2.7:99999"): "is no number from 1 to 65535",
+            ("--page-port", "-1"): "--page-port",
+            ("dance",): "invalid choice: 'dance'",
+        }
+        for arguments, message in cases.items():
+            with self.subTest(arguments):
+                status, out, said = call_desk(*arguments)
+                self.assertEqual((status, out), (2, ""))
+                self.assertIn(message, said)
+                self.assertTrue(said.startswith("whook: error: "))
+
+    def test_addresses(self):
+        cases = {
+            "192.0.2.7": ("192.0.2.7", 8443),
+            "192.0.2.7:1": ("192.0.2.7", 1),
+            "2001:db8::7": ("2001:db8::7", 8443),
+            "[2001:db8::7]:9443": ("2001:db8::7", 9443),
+        }
+        for text, expected in cases.items():
+            with self.subTest(text):
+                self.assertEqual(debug.address(text), expected)
+
+
+# ---------------------------------------------------------------------------- a real cluster
+
+
+@unittest.skipIf(controlplane.missing(), controlplane.missing())
+class ClusterTest(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.address = cls.enterClassContext(controlplane.network_namespace())
+        cls.plane = cls.enterClassContext(controlplane.ControlPlane())
+        cls.folder = Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
+        cls.options = ["--kubeconfig", str(cls.plane.kubeconfig)]
+        cls.options += ["--cert-dir", str(cls.folder / "certs")]
+        cls.plane.kubectl("create", "namespace", "shop")
+        cls.plane.kubectl("create", "namespace", "produce")
+        cls.plane.kubectl("label", "namespace", "produce", "whook=enabled")
+
+    def desk(self, command, *arguments, status=0) -> str:
+        done = run_desk(command, *arguments, *self.options)
+        self.assertEqual(done.returncode, status, done.stdout + done.stderr)
+        return done.stdout + done.stderr
+
+    def left(self) -> list[str]:
+        kinds = "mutatingwebhookconfigurations,validatingwebhookconfigurations,namespaces,services,"
+        kinds += "endpointslices"
+        selector = f"{debug.MANAGED}={debug.MANAGER}"
+        names = self.plane.kubectl("get", kinds, "-A", "-l", selector, "-o", "name")
+        labelled = self.plane.kubectl("get", "namespaces", "-l", "whook=debug", "-o", "name")
+        return (names.stdout + labelled.stdout).split()
+
+    def test_from_up_to_down(self):
+        address, options = f"{self.address}:8443", ("--host", self.address, "--port", "8443")
+        before = self.plane.kubectl("get", "namespace", "produce", "-o", "json").stdout
+        self.assertIn("error  certificate: there is no", self.desk("doctor", status=1))
+        said = self.desk("up", "--address", address, "--validating", "--opt-in", "shop")
+        self.assertIn(f"ssh -N -R {address}:127.0.0.1:8443 {self.address}", said)
+        self.assertIn("error  desk: nothing listens on", self.desk("doctor", *options, status=1))
+        arguments = [*options, "--cert-dir", str(self.folder / "certs")]
+        with Desk(*arguments, policies={"team": TEAM, "pinned": PINNED}) as desk:
+            said = self.desk("doctor", *options)
+            self.assertEqual(said.count("ok     "), 8, said)
+            self.assertEqual([row["name"] for row in desk.rows() if row["kind"] == "Pod"], [])
+            started = time.monotonic()
+            self.plane.kubectl("run", "web", "--image=nginx:1.27", "-n", "shop")
+            desk.wait_for_row(name="shop/web", outcome="patched")
+            self.assertLess(time.monotonic() - started, 5)
+            pod = json.loads(self.plane.kubectl("get", "pod", "web", "-n", "shop", "-ojson").stdout)
+            self.assertEqual(pod["metadata"]["labels"]["team"], "shop")
+            denied = self.plane.kubectl("run", "x", "--image=x:latest", "-n", "shop", check=False)
+            self.assertIn('denied the request: container "x": image is not', denied.stderr)
+            row = desk.wait_for_row(name="shop/x", outcome="denied")
+            shown = desk.api(f"/api/reviews/{row['number']}")["result"]["kubectl"]
+            spoken = shown[0].replace("validate.whook.local", "validate.whook-debug.local")
+            self.assertEqual(denied.stderr.strip(), spoken)
+            desk.write_policy("team", TEAM.replace('"shop"', '"desk"'))
+            row = desk.wait_for_row(name="shop/web", outcome="patched")
+
+            def differs():
+                desk.api("/api/replay", {"numbers": [row["number"]]})
+                return desk.wait_for_row(number=row["number"])["differs"]
+
+            wait_for(differs, "the replay to differ")
+            said = self.desk("up", "--address", address, "--resource", "pods")
+            self.assertIn("mutatingwebhookconfigurations whook-debug: left by an earlier", said)
+            self.assertIn("validatingwebhookconfigurations whook-debug: deleted", said)
+            self.assertEqual(self.desk("doctor", *options).count("ok     "), 8)
+        self.plane.kubectl("run", "later", "--image=nginx:latest", "-n", "shop")  # no desk: Ignore
+        with Desk("--port", "8443", "--cert-dir", str(self.folder / "certs")):
+            said = self.desk("doctor", status=1)  # it listens here, and not where the slice leads
+            self.assertIn("error  call: ", said)
+            self.assertIn("connection refused", said)
+        said = self.desk("up", "--address", address, "--opt-in", "produce", status=1)
+        self.assertIn("namespace produce has the label whook=enabled", said)
+        self.desk("down")
+        self.assertEqual(self.left(), [])
+        self.assertEqual(self.desk("down"), "")
+        after = self.plane.kubectl("get", "namespace", "produce", "-o", "json").stdout
+        self.assertEqual(after, before)
+
+
+if __name__ == "__main__":
+    unittest.main()
