@@ -249,19 +249,22 @@ class Result:
             return "denied"
         return "rejected" if self.rejected else "patched" if self.patch else "allowed"
 
-    @property
-    def message(self) -> str:
-        if self.status != 200:
-            return str(self.answer.get("message", ""))
-        return str((self.response.get("status") or {}).get("message", ""))
+    def said(self, field: str) -> Any:
+        """A field of the Status, or of the response; None where it is empty."""
+        status = self.response.get("status") if self.status == 200 else self.answer
+        return (status or {}).get(field) or self.response.get(field) or None
 
-    def steps(self) -> list[tuple[str, whook.Patch]]:
-        """The patch, split by the policy that made each part."""
-        steps, start = [], 0
-        for policy, count in self.changed_by.items():
-            steps.append((policy, self.patch[start : start + count]))
-            start += count
-        return steps + ([("by hand", self.patch[start:])] if self.patch[start:] else [])
+    @property
+    def steps(self) -> dict[str, whook.Patch]:
+        """The patch by the policy that made each part; what a person made is "by hand"."""
+        return split(self.patch, self.changed_by)
+
+
+def split(patch: whook.Patch, changed_by: Mapping[str, int]) -> dict[str, whook.Patch]:
+    parts, rest = {}, patch
+    for policy, count in changed_by.items():
+        parts[policy], rest = rest[:count], rest[count:]
+    return parts | ({"by hand": rest} if rest else {})
 
 
 def result_of(answer: whook.Answer, response: whook.Response | None, duration: float) -> Result:
@@ -279,18 +282,24 @@ def _post(path: str) -> whook.Head:
     return whook.Head("POST", path, "1.1", {"content-type": "application/json"})
 
 
+def call(path: str, body: bytes, policies: whook.PolicySet) -> whook.Request:
+    """Evaluate a review as the server does; the request has the response. whook.Refusal."""
+    verb, name, timeout = whook.route(_post(path))
+    request = whook.parse_review(body, time.monotonic() + timeout)
+    whook.evaluate(request, policies.find(verb, name), verb)
+    return request
+
+
 def run(path: str, body: bytes, policies: whook.PolicySet) -> Result:
-    """Answer a review as the server would, and judge the answer."""
-    started, request = time.monotonic(), None
+    """Answer a review, and judge the answer."""
+    started, response = time.monotonic(), None
     try:
-        verb, name, timeout = whook.route(_post(path))
-        request = whook.parse_review(body, started + timeout)
-        response = whook.evaluate(request, policies.find(verb, name), verb)
+        request = call(path, body, policies)
+        response = request.response
         answer = whook.Answer(200, whook.render_review(request, response))
     except whook.Refusal as refusal:
         answer = whook.status_answer(refusal)
-    duration = time.monotonic() - started
-    result = result_of(answer, request.response if request else None, duration)
+    result = result_of(answer, response, time.monotonic() - started)
     judge(result, path, body, policies)
     return result
 
@@ -310,37 +319,24 @@ def judge(result: Result, path: str, body: bytes, policies: whook.PolicySet) -> 
     if result.status == 200:
         outcome.responses[verb] = _response_of(result)
     else:
-        outcome.fault = whook.Refusal(result.status, result.message)
+        outcome.fault = whook.Refusal(result.status, str(result.said("message")))
         if verb == "validate":
             outcome.responses["mutate"] = whook.Response()
     if result.patch:
-        result.again = _again(path, body, after, policies)
+        with contextlib.suppress(whook.Refusal):
+            second = call(path, with_object(body, after), policies).response
+            result.again = split(second.patch, second.changed_by)
         outcome.steps = [review.Step(name, [], patch) for name, patch in result.again.items()]
     result.rejected = bool(outcome.refusals)
     result.kubectl, result.remarks = review.as_kubectl(outcome), review.remarks(outcome)
 
 
 def _response_of(result: Result) -> whook.Response:
-    response, status = whook.Response(), result.response.get("status") or {}
+    response = whook.Response()
     response.allowed = result.response.get("allowed", False)
-    response.message, response.reason = result.message, status.get("reason", "")
+    response.message, response.reason = (result.said(key) or "" for key in ("message", "reason"))
     response.warnings = result.response.get("warnings") or []
     return response
-
-
-def _again(path: str, body: bytes, after: Any, policies: whook.PolicySet) -> dict[str, whook.Patch]:
-    """What each policy would still change in the patched object."""
-    try:
-        verb, name, timeout = whook.route(_post(path))
-        request = whook.parse_review(with_object(body, after), time.monotonic() + timeout)
-        response = whook.evaluate(request, policies.find(verb, name), verb)
-    except whook.Refusal:
-        return {}
-    found, start = {}, 0
-    for policy, count in response.changed_by.items():
-        found[policy] = response.patch[start : start + count]
-        start += count
-    return found
 
 
 def with_object(body: bytes, obj: Any) -> bytes:
@@ -358,19 +354,11 @@ def difference(one: Result, other: Result, obj: Any) -> list[str]:
     """How the two answers to one object differ in what they mean; [] if they do not.
 
     Patches are compared by what they make of the object, not by how."""
-    lines = []
-    if one.outcome != other.outcome:
-        lines.append(f"was {one.outcome}, is {other.outcome}")
-    if one.message != other.message:
-        lines.append(f"message was {json.dumps(one.message)}, is {json.dumps(other.message)}")
-    for field in ("warnings", "auditAnnotations"):
-        was, now = one.response.get(field), other.response.get(field)
-        if (was or None) != (now or None):
-            lines.append(f"{field} were {json.dumps(was)}, are {json.dumps(now)}")
-    for code in ("code", "reason"):
-        was, now = ((r.response.get("status") or {}).get(code) for r in (one, other))
+    lines = [] if one.outcome == other.outcome else [f"was {one.outcome}, is {other.outcome}"]
+    for field in ("message", "code", "reason", "warnings", "auditAnnotations"):
+        was, now = one.said(field), other.said(field)
         if was != now:
-            lines.append(f"status.{code} was {json.dumps(was)}, is {json.dumps(now)}")
+            lines.append(f"{field} was {json.dumps(was)}, is {json.dumps(now)}")
     if obj is not None and one.patch != other.patch:
         for step in whook.diff(*(whook.apply(obj, result.patch) for result in (one, other))):
             value = f" {json.dumps(step['value'])}" if "value" in step else ""
@@ -396,6 +384,7 @@ class Entry:
     result: Result | None = None
     replayed: Result | None = None
     edited: bytes | None = None
+    request: whook.Request | None = None  # while it is at work
     changes: list[str] = dataclasses.field(default_factory=list)  # from result to replayed
     held_until: float = 0.0
     file: Path | None = None
@@ -410,13 +399,9 @@ class Entry:
             return {"operation": "?", "kind": "no review", "name": refusal.message, "user": ""}
         name = f"{request.namespace}/{request.name}" if request.namespace else request.name
         kind = request.kind.kind + (f"/{request.sub_resource}" if request.sub_resource else "")
-        return {
-            "operation": request.operation,
-            "kind": kind,
-            "name": name,
-            "user": str(request.user_info.get("username", "")),
-            "dry_run": request.dry_run,
-        }
+        user, dry_run = str(request.user_info.get("username", "")), request.dry_run
+        facts = {"operation": request.operation, "kind": kind, "name": name, "user": user}
+        return facts | {"dry_run": dry_run}
 
     @property
     def timeout(self) -> float:
@@ -425,9 +410,8 @@ class Entry:
 
     def text(self) -> str:
         """What filters look in."""
-        words = [str(self.facts.get(k, "")) for k in ("operation", "kind", "name", "user")]
-        if self.facts.get("dry_run"):
-            words.append("dry-run")
+        words = [str(self.facts[key]) for key in ("operation", "kind", "name", "user")]
+        words.append("dry-run" if self.facts.get("dry_run") else "")
         return " ".join([*words, self.path.partition("?")[0]]).lower()
 
 
@@ -462,9 +446,7 @@ def summary(entry: Entry) -> Json:
             "seconds": result.duration,
             "again": bool(result.again),
         }
-    if entry.replayed:
-        row["replayed"] = entry.replayed.outcome
-        row["differs"] = bool(entry.changes)
+    row["differs"] = bool(entry.changes)
     return row
 
 
@@ -472,19 +454,19 @@ def redaction_of(entry: Entry, unredacted: bool) -> tuple[Redaction, Json]:
     """The entry's redaction, and its review without secrets; fails closed."""
     try:
         document = json.loads(entry.body)
-        if unredacted:
-            return NoRedaction(document), document
-        redaction = Redaction(document)
+        if type(document) is not dict:
+            raise ValueError
+        redaction = (NoRedaction if unredacted else Redaction)(document)
         return redaction, redaction.clean(document)
     except (ValueError, RecursionError):
-        return Redaction({}), {"withheld": "it is no JSON, or nested too deeply to be redacted"}
+        return Redaction({}), {"withheld": "it is no review, or nested too deeply to be redacted"}
 
 
 def show_result(result: Result, redaction: Redaction, before: Any, recorded: bool = False) -> Json:
     """A result for the page or the folder, without secrets. The patch is made anew from redacted
     objects, policy by policy: an operation's bare value would not show whether it is secret."""
     steps, state, shown = [], before, redaction.clean(before)
-    for policy, patch in result.steps():
+    for policy, patch in result.steps.items():
         state, was = whook.apply(state, patch), shown
         shown = redaction.clean(state)
         steps.append({"policy": policy, "patch": whook.diff(was, shown)})
@@ -502,7 +484,6 @@ def show_result(result: Result, redaction: Redaction, before: Any, recorded: boo
         return kept
     return kept | {
         "outcome": result.outcome,
-        "message": redaction.scrub(result.message),
         "steps": steps,
         "kubectl": [redaction.scrub(line) for line in result.kubectl],
         "remarks": [redaction.scrub(line) for line in result.remarks],
@@ -526,39 +507,30 @@ def compare(entry: Entry) -> None:
 # ---------------------------------------------------------------------------- the folder
 
 
-class Folder:
-    """Recordings, one file each (0600) in a folder of ours (0700). Names sort by time."""
+def open_folder(path: str) -> Path:
+    """The folder for recordings (0700), which keeps itself out of git."""
+    folder = Path(path)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        certs.write_file(folder / ".gitignore", b"*\n")
+    except OSError as error:
+        hint = "name another folder with --record"
+        raise whook.SetupError(f"can't write in {path}: {error.strerror}", hint) from None
+    return folder
 
-    def __init__(self, path: str, unredacted: bool) -> None:
-        self.path, self.unredacted = Path(path), unredacted
-        try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            certs.write_file(self.path / ".gitignore", b"*\n")
-        except OSError as error:
-            raise whook.SetupError(
-                f"can't write in {path}: {error.strerror}", "name another folder with --record"
-            ) from None
 
-    def write(self, entry: Entry) -> None:
-        stamp = datetime.datetime.fromtimestamp(entry.time, datetime.UTC)
-        unique = hashlib.sha256(entry.body).hexdigest()[:8]
-        file = entry.file or self.path / f"{stamp:%Y%m%dT%H%M%S.%f}Z-{unique}.json"
-        certs.write_file(file, recording(entry, entry.result, self.unredacted))
-        entry.file = file
-
-    def read(self) -> Iterator[tuple[Path, Json]]:
-        yield from read_recordings([str(self.path)])
+def file_name(entry: Entry) -> str:
+    """Names that sort by time, with nothing in them from outside."""
+    stamp = datetime.datetime.fromtimestamp(entry.time, datetime.UTC)
+    return f"{stamp:%Y%m%dT%H%M%S.%f}Z-{hashlib.sha256(entry.body).hexdigest()[:8]}.json"
 
 
 def recording(entry: Entry, result: Result | None, unredacted: bool) -> bytes:
     """A review and its answer, to be kept and replayed."""
     redaction, document = redaction_of(entry, unredacted)
-    record: Json = {
-        "time": entry.time,
-        "path": entry.path,
-        "redacted": not unredacted or entry.redacted,
-        "review": document,
-    }
+    redacted = entry.redacted or not unredacted
+    record: Json = {"time": entry.time, "path": entry.path, "redacted": redacted}
+    record["review"] = document
     if result and "withheld" not in document:
         before = _object_in(json.loads(entry.body))
         record["result"] = show_result(result, redaction, before, recorded=True)
@@ -584,10 +556,10 @@ def read_recordings(paths: Iterable[str]) -> Iterator[tuple[Path, Json]]:
             yield file, record
 
 
-def entry_of(number: int, file: Path, record: Json) -> Entry:
+def entry_of(file: Path, record: Json) -> Entry:
     """An Entry from a recording."""
     body = json.dumps(record["review"]).encode()
-    entry = Entry(number, record["path"], body, "recording", record.get("time") or 0.0)
+    entry = Entry(0, record["path"], body, "recording", record.get("time") or 0.0)
     entry.redacted, entry.file = bool(record.get("redacted")), file
     if result := record.get("result"):
         try:
@@ -613,39 +585,30 @@ class Desk:
     """All reviews, newest last, and who waits for what. Its methods may be called from any thread;
     `changed` is told of each change."""
 
-    def __init__(self, keep: int, unredacted: bool, folder: Folder | None, hold: str = "") -> None:
-        self.keep, self.unredacted, self.folder, self.hold = keep, unredacted, folder, hold
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        policies: whook.Watched[whook.PolicySet],
+        folder: Path | None = None,
+        hold: str = "",
+    ) -> None:
+        self.keep, self.unredacted = options.keep, options.unredacted
+        self.policies, self.folder, self.hold = policies, folder, hold
         self.entries: collections.OrderedDict[int, Entry] = collections.OrderedDict()
         self.changed = threading.Condition()
         self.version = self.last_number = self.size = 0
-        self.at_work: dict[str, tuple[Entry, whook.Response | None]] = {}  # by uid
+        self.in_use = ("", "")  # the policies' digest and complaint when last looked at
+        self.current = threading.local()  # its `entry` is the one that this thread answers
         self.decisions: dict[int, Decision] = {}
-        self.policies: whook.Watched[whook.PolicySet]
-        self.policy_error = ""
         self.jobs: queue.SimpleQueue[Entry] = queue.SimpleQueue()
         threading.Thread(target=self.finish, daemon=True).start()
 
-    def watch(self, paths: Sequence[str]) -> whook.Watched[whook.PolicySet]:
-        """The policies, reloaded on save; why a new version can't be used is shown on the page."""
-
-        def load(sources: Any) -> whook.PolicySet:
-            try:
-                policies, error = whook.load_policies(sources), ""
-            except whook.SetupError as caught:
-                error = f"{caught.message}; the last good version is in use"
-                raise
-            finally:
-                self.tell(error)
-            return policies
-
-        self.policies = whook.Watched("policies", lambda: whook.read_sources(paths), load)
-        return self.policies
-
-    def tell(self, error: str) -> None:
-        with self.changed:
-            self.policy_error = error
-            self.version += 1
-            self.changed.notify_all()
+    def look_after(self) -> None:
+        """Tell the page of changed policies; due every half second."""
+        in_use = self.policies.value.digest, self.policies.complaint
+        if in_use != self.in_use:
+            self.in_use = in_use
+            self.touch()
 
     # -- reviews come and go
 
@@ -667,20 +630,20 @@ class Desk:
             if entry.result:
                 del self.entries[number]
                 self.size -= len(entry.body)
-                if entry.file and self.folder and entry.file.parent == self.folder.path:
+                if entry.file:
                     entry.file.unlink(missing_ok=True)
 
-    def touch(self, entry: Entry) -> None:
-        """Show the entry's new state."""
+    def touch(self, entry: Entry | None = None) -> None:
+        """Show the new state, of an entry or of what stands above the list."""
         with self.changed:
             self.version += 1
-            entry.version = self.version
+            if entry:
+                entry.version = self.version
             self.changed.notify_all()
 
     def answered(self, entry: Entry, answer: whook.Answer, duration: float) -> None:
-        uid = _uid(entry.body)
-        _, response = self.at_work.pop(uid, (entry, None))
-        entry.result = result_of(answer, response, duration)
+        response = entry.request.response if entry.request else None
+        entry.result, entry.request = result_of(answer, response, duration), None
         entry.held_until = 0.0
         self.touch(entry)
         self.jobs.put(entry)
@@ -697,7 +660,9 @@ class Desk:
                     judge(entry.result, entry.path, entry.body, self.policies.value)
                     compare(entry)
                     if self.folder and entry.number in self.entries:
-                        self.folder.write(entry)
+                        file = self.folder / file_name(entry)
+                        certs.write_file(file, recording(entry, entry.result, self.unredacted))
+                        entry.file = file
             except Exception as error:
                 whook.log("ERROR", "recording", error=whook.describe(error, __file__))
             self.touch(entry)
@@ -711,19 +676,16 @@ class Desk:
         if nonce := _asked_by_doctor(request):
             request.response = _answer_doctor(nonce, verb)
             return request.response
-        entry, decision = self.at_work[request.uid][0], None
+        entry, decision = self.current.entry, Decision("policies")
+        entry.request = request
         if self.hold and matches(self.hold, entry.text()):
             decision = self.park(entry, request)
-            if decision.kind == "policies":  # those of now: they may have been edited meanwhile
-                policies = self.policies.value.find(verb, whook.route(_post(entry.path))[1])
-        if decision and decision.kind != "policies":
-            request.response = response = _by_hand(decision, request)
-        else:
-            try:
-                response = whook.evaluate(request, policies, verb)
-            finally:
-                self.at_work[request.uid] = entry, request.response
-        return response
+            # those of now: they may have been edited while it was held
+            policies = self.policies.value.find(verb, whook.route(_post(entry.path))[1])
+        if decision.kind == "policies":
+            return whook.evaluate(request, policies, verb)
+        request.response = _by_hand(decision, request)
+        return request.response
 
     def park(self, entry: Entry, request: whook.Request) -> Decision:
         """Wait for a person, until shortly before the deadline."""
@@ -761,15 +723,10 @@ class Desk:
         with self.changed:
             self.changed.wait_for(lambda: self.version != after, wait)
             rows = [e for e in self.entries.values() if e.version > after or after > self.version]
-            state = {
-                "version": self.version,
-                "first": next(iter(self.entries), 0),
-                "hold": self.hold,
-                "policies": [policy.name for policy in self.policies.value.policies],
-                "digest": self.policies.value.digest,
-                "error": self.policy_error,
-                "redacted": not self.unredacted,
-            }
+            digest, complaint = self.in_use
+            names = [policy.name for policy in self.policies.value.policies]
+            state: Json = {"version": self.version, "first": next(iter(self.entries), 0)}
+            state |= {"hold": self.hold, "policies": names, "digest": digest, "error": complaint}
         return state | {"reviews": [summary(entry) for entry in rows]}
 
     def details(self, number: int) -> Json:
@@ -778,16 +735,11 @@ class Desk:
 
     def show(self, entry: Entry) -> tuple[Redaction, Json]:
         redaction, document = redaction_of(entry, self.unredacted)
-        withheld = document.get("withheld", "") if type(document) is dict else ""
-        request = document.get("request") if type(document) is dict else None
+        withheld, request = document.get("withheld", ""), document.get("request")
         fields = dict(request) if type(request) is dict else {}
-        shown: Json = summary(entry) | {
-            "object": fields.pop("object", None),
-            "oldObject": fields.pop("oldObject", None),
-            "request": fields,
-            "withheld": withheld,
-            "query": entry.path,
-        }
+        shown: Json = summary(entry) | {"withheld": withheld, "query": entry.path}
+        shown |= {key: fields.pop(key, None) for key in ("object", "oldObject")}
+        shown["request"] = fields
         if withheld:
             return redaction, shown
         raw = _object_in(json.loads(entry.body))
@@ -838,13 +790,6 @@ class Desk:
         return folder / f"{name}.json"
 
 
-def _uid(body: bytes) -> str:
-    try:
-        return str(json.loads(body)["request"]["uid"])
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return ""
-
-
 def _asked_by_doctor(request: whook.Request) -> str:
     if not (request.dry_run and request.has_object):
         return ""
@@ -873,30 +818,6 @@ def _by_hand(decision: Decision, request: whook.Request) -> whook.Response:
     elif decision.kind == "timeout":
         response.warnings = [decision.message]
     return response
-
-
-class DeskWorker(whook.Worker):
-    """whook's worker, which tells the desk of each review."""
-
-    def __init__(self, setup: whook.Setup, desk: Desk, page: whook.Server) -> None:
-        super().__init__(setup, 0, desk.evaluate)
-        self.desk, self.page = desk, page
-
-    def review(self, head: whook.Head, body: bytes, connection: whook.Connection) -> whook.Answer:
-        started, entry = time.monotonic(), Entry(0, head.target, body, "cluster", time.time())
-        self.desk.add(entry)
-        self.desk.at_work[_uid(body)] = entry, None
-        try:
-            answer = super().review(head, body, connection)
-        except whook.Refusal as refusal:
-            self.desk.answered(entry, whook.status_answer(refusal), time.monotonic() - started)
-            raise
-        self.desk.answered(entry, answer, time.monotonic() - started)
-        return answer
-
-    def look_after(self) -> None:
-        super().look_after()
-        self.page.reap()
 
 
 # ---------------------------------------------------------------------------- the page
@@ -987,9 +908,8 @@ class Page:
         self.desk.decide(int(asked["number"]), decision)
 
     def hold(self, asked: Json) -> None:
-        with self.desk.changed:
-            self.desk.hold = str(asked["words"]).strip()
-        self.desk.tell(self.desk.policy_error)
+        self.desk.hold = str(asked["words"]).strip()
+        self.desk.touch()
 
     def save(self, asked: Json) -> Json:
         return {"file": str(self.desk.save(int(asked["number"]), asked["name"], self.cases))}
@@ -1059,27 +979,47 @@ def pair_of(options: argparse.Namespace) -> certs.Pair:
     return pair
 
 
-def open_desk(options: argparse.Namespace, keeping: bool) -> tuple[Desk, Page]:
-    """The desk with its page, and the reviews that were recorded earlier."""
-    folder = Folder(options.record, options.unredacted) if keeping else None
-    desk = Desk(options.keep, options.unredacted, folder, getattr(options, "hold", ""))
-    desk.watch(options.policy)
-    for file, record in folder.read() if folder else ():
-        entry = desk.add(entry_of(0, file, record))
-        if entry.result:
-            judge(entry.result, entry.path, entry.body, desk.policies.value)
+class DeskWorker(whook.Worker):
+    """whook's worker, which tells the desk of each review."""
+
+    def __init__(self, setup: whook.Setup, desk: Desk, page: Page) -> None:
+        super().__init__(setup, 0, desk.evaluate)
+        self.desk, self.page = desk, page
+
+    def review(self, head: whook.Head, body: bytes, connection: whook.Connection) -> whook.Answer:
+        started, entry = time.monotonic(), Entry(0, head.target, body, "cluster", time.time())
+        self.desk.current.entry = self.desk.add(entry)
+        try:
+            answer = super().review(head, body, connection)
+        except whook.Refusal as refusal:
+            self.desk.answered(entry, whook.status_answer(refusal), time.monotonic() - started)
+            raise
+        self.desk.answered(entry, answer, time.monotonic() - started)
+        return answer
+
+    def look_after(self) -> None:
+        super().look_after()
+        self.page.server.reap()
+        self.desk.look_after()
+
+
+def open_page(desk: Desk, options: argparse.Namespace) -> Page:
     page = Page(desk, options.page_port, Path(options.cases))
     page.serve()
     print(f"the page: {page.link}", flush=True)
-    return desk, page
+    return page
 
 
 def serve(options: argparse.Namespace) -> int:
-    """The webhook and the page, until Ctrl-C."""
+    """The webhook, the page and the recordings, those made earlier too, until Ctrl-C."""
     make_certificate(options)
-    desk, page = open_desk(options, keeping=True)
-    setup = whook.set_up(server_options(options))
-    worker = DeskWorker(setup._replace(policies=desk.policies), desk, page.server)
+    folder, setup = open_folder(options.record), whook.set_up(server_options(options))
+    desk = Desk(options, setup.policies, folder, options.hold)
+    for file, record in read_recordings([options.record]):
+        entry = desk.add(entry_of(file, record))
+        if entry.result:
+            judge(entry.result, entry.path, entry.body, setup.policies.value)
+    worker = DeskWorker(setup, desk, open_page(desk, options))
     print(f"the webhook: https://{options.host}:{setup.admission.getsockname()[1]}", flush=True)
     worker.obey_signals()
     return worker.run()
@@ -1091,12 +1031,15 @@ def server_options(options: argparse.Namespace) -> argparse.Namespace:
     flags = ["--tls-cert", str(folder / "server-cert.pem")]
     flags += ["--tls-key", str(folder / "server-key.pem"), "--workers", "1", "--grace-period", "0"]
     flags += ["--host", options.host, "--port", str(options.port), "--health-port", "0"]
+    flags += [word for path in options.policy for word in ("--policy", path)]
     return whook.parse_arguments(flags)
 
 
 def try_files(options: argparse.Namespace) -> int:
     """Local manifests through the policies, on the page, again whenever a file changes."""
-    desk, page = open_desk(options, keeping=False)
+    sources = functools.partial(whook.read_sources, options.policy)
+    desk = Desk(options, whook.Watched("policies", sources, whook.load_policies))
+    page = open_page(desk, options)
     hint = "name YAML or JSON files"
     files = whook.Watched("files", lambda: whook.read_files(options.file, hint), reviews_of)
     shown = None
@@ -1107,6 +1050,7 @@ def try_files(options: argparse.Namespace) -> int:
                 lay_out(desk, shown)
             time.sleep(whook.TICK)
             desk.policies.refresh()
+            desk.look_after()
             files.refresh()
             page.server.reap()
     return 0
@@ -1156,20 +1100,20 @@ def replay(options: argparse.Namespace) -> int:
     policies = whook.load_policies(whook.read_sources(options.policy))
     same = differ = 0
     for file, record in read_recordings(options.file):
-        entry = entry_of(0, file, record)
-        entry.replayed = run(entry.path, entry.body, policies)
+        entry = entry_of(file, record)
         if entry.result is None:
-            raise whook.SetupError(
-                f"{file} holds no answer to compare with", "save it from the page, or leave it out"
-            )
+            print(f"{file}: holds no answer to compare with")
+            continue
         judge(entry.result, entry.path, entry.body, policies)
+        entry.replayed = run(entry.path, entry.body, policies)
         compare(entry)
         same, differ = same + (not entry.changes), differ + bool(entry.changes)
         if entry.changes:
             print(f"{file}: {entry.facts['operation']} {entry.facts['kind']} {entry.facts['name']}")
             print("".join(f"  {line}\n" for line in entry.changes), end="")
     if not same + differ:
-        raise whook.SetupError("there are no recordings in there", "see --record of debug.py")
+        hint = "give what debug.py recorded (--record), or saved from its page"
+        raise whook.SetupError("there is nothing to compare", hint)
     print(f"{same} as recorded, {differ} not")
     return 1 if differ else 0
 
