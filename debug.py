@@ -396,7 +396,7 @@ class Entry:
         try:
             request = whook.parse_review(self.body)
         except whook.Refusal as refusal:
-            return {"operation": "?", "kind": "no review", "name": refusal.message, "user": ""}
+            return {"operation": "", "kind": "no review:", "name": refusal.message, "user": ""}
         name = f"{request.namespace}/{request.name}" if request.namespace else request.name
         kind = request.kind.kind + (f"/{request.sub_resource}" if request.sub_resource else "")
         user, dry_run = str(request.user_info.get("username", "")), request.dry_run
