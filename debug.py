@@ -56,7 +56,7 @@ MARGIN = 1.0  # seconds before its deadline at which a held review is answered a
 EXPIRES = "whook.local/expires"  # annotation: when `up` meant its work to end
 DOCTOR, ARRIVED = "whook.local/doctor", "whook.local/arrived"  # annotations of its dry runs
 MANAGED, INSTANCE = "app.kubernetes.io/managed-by", "app.kubernetes.io/instance"
-MANAGER = "whook-debug"  # value of that label, and our field manager
+MANAGER = "whook-debug"  # value of that label
 
 # ---------------------------------------------------------------------------- redaction
 
@@ -949,8 +949,11 @@ def read_yaml(text: str, source: str) -> list[Json]:
     try:
         documents = [d for d in yaml.load_all(text, Loader) if d is not None]
         json.dumps(documents)
+    except yaml.MarkedYAMLError as error:  # its own text would quote the line, and so reach the log
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise ValueError(f"{source} is not YAML: line {line}: {error.problem}") from None
     except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{source} is no object as YAML: {error}") from None
+        raise ValueError(f"{source} is nothing that JSON can hold: {error}") from None
     if not all(type(document) is dict for document in documents):
         raise ValueError(f"{source} holds something that is no object")
     return documents
@@ -1186,8 +1189,9 @@ def leftovers(cluster: certs.Cluster, options: argparse.Namespace) -> Iterator[t
 
 
 def apply(cluster: certs.Cluster, resource: str, manifest: Json) -> Json:
-    """Server-side apply under our own field manager."""
-    options: Json = {"field_manager": MANAGER, "force_conflicts": True}
+    """Server-side apply. The desk's name is the field manager: a label that two desks set stays
+    until both are down."""
+    options: Json = {"field_manager": cluster.arguments.name, "force_conflicts": True}
     name, content_type = manifest["metadata"]["name"], "application/apply-patch+yaml"
     body = json.dumps(manifest)
     return cluster.call("PATCH", resource, name, body=body, content_type=content_type, **options)
@@ -1216,7 +1220,7 @@ def up(options: argparse.Namespace) -> int:
     for namespace in options.opt_in:
         opt_in(cluster, namespace)
     host, port = options.address
-    print(HOW_TO.format(host=f"[{host}]" if ":" in host else host, port=port), end="")
+    print(HOW_TO.format(host=host, bind=f"[{host}]" if ":" in host else host, port=port), end="")
     return 0
 
 
@@ -1224,7 +1228,7 @@ HOW_TO = """
 the API server now calls {host} port {port} for what is in namespaces with the label whook=debug:
   kubectl label namespace NAMESPACE whook=debug
 to bring the calls from there to here, where its sshd has GatewayPorts clientspecified:
-  ssh -N -R {host}:{port}:127.0.0.1:8443 {host}
+  ssh -N -R {bind}:{port}:127.0.0.1:8443 {host}
 then: python debug.py, and python debug.py doctor; in the end: python debug.py down
 """
 
@@ -1247,14 +1251,14 @@ def opt_in(cluster: certs.Cluster, name: str) -> None:
 
 
 def down(options: argparse.Namespace) -> int:
-    """Take out all that `up` put in, the configurations first. Needs nothing but the labels, so it
-    works after a crash, and from another machine."""
+    """Take out all that `up` put in, the configurations first. Needs nothing but the same names, so
+    it works after a crash, and from another machine."""
     cluster = certs.Cluster(options)
     for resource, found in leftovers(cluster, options):
         remove(cluster, resource, found["metadata"]["name"])
     for found in cluster.call("list", "namespaces", label_selector="whook=debug")["items"]:
         name, managers = found["metadata"]["name"], found["metadata"]["managedFields"]
-        if any(entry.get("manager") == MANAGER for entry in managers):  # then the label is ours
+        if any(entry.get("manager") == options.name for entry in managers):  # then it is ours
             bare = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
             found = apply(cluster, "namespaces", bare)
         kept = "whook" in labels_of(found)

@@ -766,7 +766,7 @@ class BrowserTest(unittest.TestCase):
             del shown["metadata"]["managedFields"]
             self.assertEqual(given, shown, "YAML that comes back as it was")
             editor.send_keys("\nbroken: [", Keys.CONTROL, Keys.ENTER)
-            self.wait_for_text("#problem", "is no object as YAML")
+            self.wait_for_text("#problem", "is not YAML: line")
             fixed = text.replace(":latest", ":1.36")
             self.browser.execute_script("arguments[0].value = arguments[1]", editor, fixed)
             self.click("Replay with this")
