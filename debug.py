@@ -263,7 +263,8 @@ class Result:
 def split(patch: whook.Patch, changed_by: Mapping[str, int]) -> dict[str, whook.Patch]:
     parts, rest = {}, patch
     for policy, count in changed_by.items():
-        parts[policy], rest = rest[:count], rest[count:]
+        if count:
+            parts[policy], rest = rest[:count], rest[count:]
     return parts | ({"by hand": rest} if rest else {})
 
 
