@@ -65,7 +65,7 @@ SENSITIVE_KEY = re.compile(
     re.IGNORECASE,
 )
 SENSITIVE_TEXT = re.compile(
-    r"eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"  # a JSON Web Token
+    r"(?<![\w-])eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"  # a JSON Web Token
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
     r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"  # user:password in a URL
     r"|(?i:(?<=bearer )[\w.~+/=-]{8,})"
@@ -93,7 +93,7 @@ class Redaction:
         self.placeholders: dict[str, str] = {}  # by what they stand for
         self.originals: dict[str, str] = {}  # by placeholder, and by whole text with some in it
         self.scrubbed: dict[str, str] = {}  # what scrub() made of a text, by what is known by now
-        self.by_start: dict[str, list[str]] = collections.defaultdict(list)
+        self.lengths: dict[str, list[int]] = collections.defaultdict(list)  # by how a secret starts
         found = PLACEHOLDER.finditer(json.dumps(document))
         self.count = max(map(_placeholder_number, found), default=0)
         self.clean(document)
@@ -119,8 +119,10 @@ class Redaction:
             self.placeholders[form] = placeholder
             self.originals.setdefault(placeholder, form)
             self.scrubbed.clear()
-            if len(form) >= SHORTEST:
-                self.by_start[form[:SHORTEST]].append(form)
+            lengths = self.lengths[form[:SHORTEST]] if len(form) >= SHORTEST else []
+            if len(form) not in lengths:
+                lengths.append(len(form))
+                lengths.sort(reverse=True)
 
     def clean(self, value: Any, key: str = "") -> Any:
         """A copy of a JSON value without secrets. RecursionError if it is nested too deeply."""
@@ -163,16 +165,17 @@ class Redaction:
                 if cleaned != document:
                     text = json.dumps(cleaned, separators=(",", ":"), ensure_ascii=False)
         text = SENSITIVE_TEXT.sub(lambda match: self.hide(match[0]), text)
-        return self._replace_known(text) if self.by_start else text
+        return self._replace_known(text) if self.lengths else text
 
     def _replace_known(self, text: str) -> str:
-        """Linear in the text: a table by the first characters, as there may be thousands."""
+        """The longest first. Nearly linear in the text, by a table of first characters, as there
+        may be thousands of values."""
         parts, start, place = [], 0, 0
         while place <= len(text) - SHORTEST:
-            for form in self.by_start.get(text[place : place + SHORTEST], ()):
-                if text.startswith(form, place):
-                    parts += [text[start:place], self.placeholders[form]]
-                    start = place = place + len(form)
+            for length in self.lengths.get(text[place : place + SHORTEST], ()):
+                if placeholder := self.placeholders.get(text[place : place + length]):
+                    parts += [text[start:place], placeholder]
+                    start = place = place + length
                     break
             else:
                 place += 1
@@ -1229,8 +1232,9 @@ HOW_TO = """
 the API server now calls {host} port {port} for what is in namespaces with the label whook=debug:
   kubectl label namespace NAMESPACE whook=debug
 to bring the calls from there to here, where its sshd has GatewayPorts clientspecified:
-  ssh -N -R {bind}:{port}:127.0.0.1:8443 {host}
-then: python debug.py, and python debug.py doctor; in the end: python debug.py down
+  ssh -N -R {bind}:{port}:127.0.0.1:8443 {host}    and: python debug.py
+or, where the cluster reaches this machine at that address: python debug.py --host {host}
+then: python debug.py doctor; in the end: python debug.py down
 """
 
 

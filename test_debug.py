@@ -260,6 +260,25 @@ class RedactionTest(unittest.TestCase):
         values = [item["value"] for item in debug.Redaction(obj).clean(obj)["env"]]
         self.assertEqual(values, ["redacted-001", "redacted-002"] * 2)
 
+    def test_longest_first(self):
+        values = ("hunter2", "hunter2-and-more")
+        obj = {"env": [{"name": "A", "value": v} for v in values], "x": "is hunter2-and-more!"}
+        self.assertEqual(debug.Redaction(obj).clean(obj)["x"], "is redacted-002!")
+
+    def test_hostile_texts_take_no_long_time(self):
+        env = [{"name": "A", "value": f"aaaaaa{n}"} for n in range(20_000)]
+        texts = (
+            "eyJ" * 300_000,
+            "a" * 300_000,
+            "://a:" * 200_000,
+            "-----BEGIN PRIVATE KEY-----" * 9,
+        )
+        started = time.monotonic()
+        for text in texts:
+            obj = {"x": text, "env": env}
+            debug.Redaction(obj).clean(obj)
+        self.assertLess(time.monotonic() - started, 30)
+
     def test_base64_stays_base64(self):
         obj = {"kind": "Secret", "data": {"a": "aHVudGVyMg=="}}
         value = debug.Redaction(obj).clean(obj)["data"]["a"]
