@@ -871,6 +871,21 @@ class BrowserTest(unittest.TestCase):
             self.filter("pod-998")
             self.wait_for_text("#right h2", "pod-998")
 
+    def test_yaml_comes_back(self):
+        """What the page shows as YAML is the object, whatever stands in it."""
+        texts = " |a b|yes|n|1|1.5|0x1|12:30|a: b|- a|#a|a #b|~|null|nginx:1.27|1:a|2026-11-22|%a|"
+        texts += "@a|'a'|\"a\"|a\\b|{a}|[a]|&a|*a|!a|a:|?|a\n|a\n\n|\na|a\n b\n|a\n\n\nb|a \nb|"
+        texts += "\ta\nb|é\nü|\u2028|\u202e|\x07|😀|a\r\nb"
+        values = ["", *texts.split("|"), "|", "a" * 5000]
+        keys = {key: key for key in values if len(key) < 1000}  # YAML's own limit
+        made = {"values": values, "keys": keys, "[]": [[], {}, [[1, [2]]]]}
+        objects = [json.loads(body)["request"].get("object") or {} for body in REVIEWS.values()]
+        with Desk() as desk:
+            self.open(desk)
+            for obj in [made, *objects]:
+                text = self.browser.execute_script("return toYaml(arguments[0]).join('\\n')", obj)
+                self.assertEqual(debug.parse_object(text), obj)
+
     def test_without_token(self):
         with Desk() as desk:
             self.browser.get("about:blank")
