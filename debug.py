@@ -601,15 +601,17 @@ class Desk:
         self.entries: collections.OrderedDict[int, Entry] = collections.OrderedDict()
         self.changed = threading.Condition()
         self.version = self.last_number = self.size = 0
-        self.in_use = ("", "")  # the policies' digest and complaint when last looked at
+        self.watched: list[whook.Watched[Any]] = [policies]
+        self.in_use = ("", "")  # the policies' digest, and what is wrong with files, when last seen
         self.current = threading.local()  # its `entry` is the one that this thread answers
         self.decisions: dict[int, Decision] = {}
         self.jobs: queue.SimpleQueue[Entry] = queue.SimpleQueue()
         threading.Thread(target=self.finish, daemon=True).start()
 
     def look_after(self) -> None:
-        """Tell the page of changed policies; due every half second."""
-        in_use = self.policies.value.digest, self.policies.complaint
+        """Tell the page of changed policies, and of files that can't be used; due twice a second."""
+        complaints = [watched.complaint for watched in self.watched if watched.complaint]
+        in_use = self.policies.value.digest, "; ".join(complaints)
         if in_use != self.in_use:
             self.in_use = in_use
             self.touch()
@@ -1043,18 +1045,23 @@ def server_options(options: argparse.Namespace) -> argparse.Namespace:
 
 
 def try_files(options: argparse.Namespace) -> int:
-    """Local manifests through the policies, on the page, again whenever a file changes."""
+    """Local manifests through the policies, on the page: anew when a manifest is saved, and beside
+    the first answer when a policy is."""
     sources = functools.partial(whook.read_sources, options.policy)
     desk = Desk(options, whook.Watched("policies", sources, whook.load_policies))
     page = open_page(desk, options)
     hint = "name YAML or JSON files"
     files = whook.Watched("files", lambda: whook.read_files(options.file, hint), reviews_of)
-    shown = None
+    desk.watched.append(files)
+    shown, used = None, desk.policies.value
     with contextlib.suppress(KeyboardInterrupt):
         while True:
             if files.value is not shown:
                 shown = files.value
                 lay_out(desk, shown)
+            elif desk.policies.value is not used:
+                desk.replay(list(desk.entries))
+            used = desk.policies.value
             time.sleep(whook.TICK)
             desk.policies.refresh()
             desk.look_after()

@@ -906,8 +906,10 @@ class BrowserTest(unittest.TestCase):
                 self.wait_for_text("#right .kubectl", "image is not pinned")
                 manifest.write_text(text.replace(":latest", ":1.27"))
                 self.wait_for_text("#list", "patched", "allowed")
+                desk.write_policy("team", TEAM.replace('"shop"', '"desk"'))
+                self.wait_for_text("#list", "differs")
                 manifest.write_text("not: [")
-                self.wait_for_text("#list", "patched", "allowed")
+                self.wait_for_text("#banner", "is not YAML: line 1", "the last good version is in")
 
 
 # ---------------------------------------------------------------------------- command line
