@@ -1149,15 +1149,16 @@ class Watched(Generic[Made]):
     def refresh(self) -> None:
         """Look at the files. A mounted ConfigMap or Secret swaps a link to a whole folder, maybe
         between two reads of ours: so only what reads the same twice is taken."""
+        seen = ""
         try:
             contents = self.read()
-            seen = digest_of(contents)
-            if seen != self.seen and self.read() == contents:
-                self.seen = seen
+            if digest_of(contents) != self.seen and self.read() == contents:
+                seen = digest_of(contents)
                 self.value, self.made_at = self.make(contents), time.time()
+                self.seen, self.complaint = seen, ""
                 log("INFO", "reloaded", what=self.what, hash=seen)
-            self.complaint = ""
         except SetupError as error:
+            self.seen = seen  # not tried again until it changes
             if self.complaint != error.message:
                 self.complaint, self.errors = error.message, self.errors + 1
                 log("ERROR", "reload", what=self.what, error=error.message, hint=error.hint)
