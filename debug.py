@@ -609,7 +609,7 @@ class Desk:
         threading.Thread(target=self.finish, daemon=True).start()
 
     def look_after(self) -> None:
-        """Tell the page of changed policies, and of files that are no use; due twice a second."""
+        """Tell the page of changed policies, and of unusable files; due twice a second."""
         complaints = [watched.complaint for watched in self.watched if watched.complaint]
         in_use = self.policies.value.digest, "; ".join(complaints)
         if in_use != self.in_use:

@@ -909,7 +909,7 @@ class BrowserTest(unittest.TestCase):
                 desk.write_policy("team", TEAM.replace('"shop"', '"desk"'))
                 self.wait_for_text("#list", "differs")
                 manifest.write_text("not: [")
-                self.wait_for_text("#banner", "is not YAML: line 1", "the last good version is in")
+                self.wait_for_text("#banner", "is not YAML: line", "the last good version is in")
 
 
 # ---------------------------------------------------------------------------- command line
