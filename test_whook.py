@@ -984,6 +984,7 @@ class Reload(unittest.TestCase):
             wait_for(lambda: team() == "shop", "the mended policy")
             self.assertEqual(len(server.logged("ERROR reload")), 1)
             self.assertEqual(server.metric("whook_reload_errors_total", "policies"), 1)
+            self.assertEqual(server.metric("whook_policies_info"), 1)
 
     def test_a_config_map_swaps_a_linked_folder(self):
         with tempfile.TemporaryDirectory() as folder:
@@ -1328,6 +1329,16 @@ class Workers(unittest.TestCase):
             )
             self.assertEqual(server.post()[0], 200)
             server.wait_for_log("worker killed", f"process={stopped}")
+
+    def test_a_stopped_worker_does_not_count_as_ready(self):
+        with Whook(workers=2, patches="whook.TICK = 0.1") as server:
+            stopped = server.children()[0]
+            os.kill(stopped, signal.SIGSTOP)
+            try:
+                wait_for(lambda: server.metric("whook_workers") == 1, "one of two")
+            finally:
+                os.kill(stopped, signal.SIGCONT)
+            wait_for(lambda: server.metric("whook_workers") == 2, "both")
 
     def test_a_stuck_policy_costs_its_worker_and_no_other_review(self):
         source = """

@@ -1169,9 +1169,9 @@ class Watched(Generic[Made]):
 BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 1, 5, 10, 30)
 MAX_KINDS = 64  # that have a label of their own; the rest is "other"
 
-METRICS: dict[
-    str, tuple[str, str, Callable[[Sequence[float]], float]]
-] = {  # name: type, help, how the values of several workers become one
+Merge = Callable[[Sequence[float]], float]
+# name: type, help, how the values of several workers become one
+METRICS: dict[str, tuple[str, str, Merge]] = {
     "whook_reviews_total": ("counter", "Reviews, by path, operation, kind and outcome.", sum),
     "whook_review_duration_seconds": ("histogram", "From body read to answer made.", sum),
     "whook_policy_duration_seconds": ("summary", "Time in each policy.", sum),
@@ -1182,7 +1182,7 @@ METRICS: dict[
     "whook_connections": ("gauge", "Open connections on the admission port.", sum),
     "whook_workers": ("gauge", "Workers that are ready.", sum),
     "whook_worker_restarts_total": ("counter", "Workers that were replaced.", sum),
-    "whook_reload_errors_total": ("counter", "Changed files that could not be used.", sum),
+    "whook_reload_errors_total": ("counter", "Changed files that could not be used.", max),
     "whook_reload_timestamp_seconds": ("gauge", "When the files in use were loaded.", max),
     "whook_policies_info": ("gauge", "The hash of the policies in use.", max),
     "whook_certificate_not_after_timestamp_seconds": ("gauge", "The leaf's end.", min),
@@ -1208,6 +1208,10 @@ class Metrics:
     def set(self, name: str, labels: str, value: float) -> None:
         with self.lock:
             self.series[name, labels] = [value]
+
+    def forget(self, name: str) -> None:
+        with self.lock:
+            self.series = {key: value for key, value in self.series.items() if key[0] != name}
 
     def observe(self, name: str, labels: str, seconds: float) -> None:
         with self.lock:
@@ -1236,9 +1240,8 @@ class Metrics:
 
 class Board:
     """Shared memory made before the fork, with a slot for each process: its heartbeat, its number
-    of connections and its counters, so that any worker can tell the sum, and a new one goes on
-    where the dead one was.
-    A reader that meets a half-written slot sees a wrong checksum, and looks again."""
+    of connections and its numbers, so that any worker can tell the sum, and a new one goes on
+    where the dead one was. Who meets a half-written slot sees a wrong checksum, and looks again."""
 
     _HEAD = struct.Struct("<dII")  # heartbeat, then the length and the checksum of the numbers
 
@@ -1438,13 +1441,21 @@ class Worker:
         path = head.target.partition("?")[0]
         if path == "/metrics":
             self.publish()
-            parts = [self.setup.board.read(slot) for slot in self.setup.board.slots]
-            return Answer(200, render_metrics(parts), {}, "text/plain; version=0.0.4")
+            return Answer(200, self.all_metrics(), {}, "text/plain; version=0.0.4")
         if path not in ("/livez", "/readyz"):
             raise Refusal(404, "there is nothing here but /livez, /readyz and /metrics")
         wrong = self.unready() if path == "/readyz" else "a policy is stuck" * self.stuck()
         text = f"not ok: {wrong}\n" if wrong else "ok\n"
         return Answer(503 if wrong else 200, text.encode(), {}, "text/plain")
+
+    def all_metrics(self) -> bytes:
+        """Every process's numbers; of one that is dead or stopped, what it counted."""
+        board, recently = self.setup.board, time.monotonic() - 10 * TICK
+        parts = {slot: board.read(slot) for slot in board.slots}
+        for slot, series in parts.items():
+            if board.heartbeat(slot) < recently:
+                parts[slot] = Metrics(series).series
+        return render_metrics([*parts.values()])
 
     def stuck(self) -> bool:
         """Whether a policy is still at work STUCK_AFTER past its review's deadline."""
@@ -1466,6 +1477,7 @@ class Worker:
         put("whook_connections", "", len(self.admission.connections))
         put("whook_workers", "", not self.unready())
         put("whook_certificate_not_after_timestamp_seconds", "", setup.tls.value.not_after)
+        self.metrics.forget("whook_policies_info")
         put("whook_policies_info", f'hash="{setup.policies.value.digest}"', 1)
         put("whook_build_info", f'version="{__version__}",python="{sys.version.split()[0]}"', 1)
         for watched in (setup.policies, setup.tls):
