@@ -4,6 +4,7 @@ render to. Needs none of the bench's own libraries."""
 from __future__ import annotations
 
 import copy
+import json
 import tempfile
 import unittest
 from pathlib import Path
@@ -80,6 +81,22 @@ class Readme(unittest.TestCase):
             report.render(report.read(RESULTS)),
             "run `python -m bench` again, or put back what it wrote",
         )
+
+
+class Soak(unittest.TestCase):
+    """What the README says of the long run is what the run has written."""
+
+    def test_figures(self):
+        soak = json.loads((ROOT / "bench/soak.json").read_text())
+        start, end = soak["memory_mib"]
+        said = " ".join(README.read_text().split())
+        for figure in (
+            f"{soak['reviews']:,} reviews in {soak['seconds']} s",
+            f"changed {sum(soak['rotations'].values())} times",
+            f"{soak['failed']} failed, {soak['worker_restarts']} workers replaced",
+            f"{start} MiB at the start and {end} MiB at the end",
+        ):
+            self.assertIn(figure, said)
 
 
 if __name__ == "__main__":
