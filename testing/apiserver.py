@@ -1,9 +1,9 @@
 """What a test puts between a client and the cluster: an HTTPS front with rules, before a backend.
 
 `Front(Memory())` is a stand-in API server: real HTTPS, real X.509 signatures, objects in memory,
-and of the API server's behaviour what certs.py relies on. `Front(Relay(plane))` is the same front
-before a real one. So a fault that a rule makes (an answer replaced, an object changed or deleted
-between two steps) meets the program in the same way on both.
+and of the API server's behaviour what certs.py and debug.py rely on; it calls no webhook.
+`Front(Relay(plane))` is the same front before a real one. So a fault that a rule makes (an answer
+replaced, an object changed or deleted between two steps) meets the program in the same way on both.
 """
 
 from __future__ import annotations
@@ -280,6 +280,7 @@ class Memory:
             new["status"] = {}
         if new["kind"] == "Pod" and self.opted_in(metadata["namespace"]):
             metadata["labels"] = {"example.com/mutated": "yes"}
+        own(new, changes({}, new), call)
         return self.store(path, new, call)
 
     def opted_in(self, namespace: str) -> bool:
@@ -293,7 +294,8 @@ class Memory:
             new = {**old, "metadata": {**old["metadata"]}, "status": new["status"]}
         if subresource == "approval":
             self.sign(new)
-        own(new, changed_bundles(old, new), call, "Update")
+        if changed := changes(old, new):
+            own(new, changed, call)
         return self.store(path, new, call)
 
     def compare(self, old: dict, metadata: dict) -> None:
@@ -302,15 +304,18 @@ class Memory:
                 raise Refusal(409, "Conflict", f"the object has been modified: {key}")
 
     def patch(self, call: Call, path: str, _) -> dict:
-        """Server-side apply to webhook configurations, as far as name and caBundle go."""
+        """Server-side apply. A label goes when nobody is left who set it; what names a uid is not
+        made anew."""
         if call.content_type != APPLY or not call.query.get("fieldManager"):
             raise Refusal(415, "UnsupportedMediaType", "only server-side apply")
-        old, new = self.stored(path), copy.deepcopy(self.stored(path))
+        if path not in self.objects and "uid" not in call.body["metadata"]:
+            return self.post(call, path.rpartition("/")[0], "")
+        old = self.stored(path)
         self.compare(old, call.body["metadata"])
-        for applied in call.body["webhooks"]:
-            webhook = next(w for w in new["webhooks"] if w["name"] == applied["name"])
-            webhook["clientConfig"].update(applied["clientConfig"])
-        own(new, [webhook["name"] for webhook in call.body["webhooks"]], call, "Apply")
+        new = copy.deepcopy(merge(old, call.body))
+        own(new, changes({}, call.body), call)
+        for key in owned_labels(old) - owned_labels(new):
+            del new["metadata"]["labels"][key]
         return self.store(path, new, call)
 
     def delete(self, call: Call, path: str, _) -> dict:
@@ -335,23 +340,50 @@ class Memory:
         request["status"]["certificate"] = base64.b64encode(pair.cert_pem).decode()
 
 
-def changed_bundles(old: dict, new: dict) -> list[str]:
-    before, after = (
-        {w["name"]: w["clientConfig"].get("caBundle") for w in one.get("webhooks", [])}
-        for one in (old, new)
+def merge(old, new):
+    """What an apply of `new` makes of `old`: webhooks merge by name, other lists are replaced."""
+    if isinstance(new, dict):
+        old = old or {}
+        return {**old, **{key: merge(old.get(key), value) for key, value in new.items()}}
+    if isinstance(new, list) and new and "clientConfig" in new[0]:
+        there = {webhook["name"]: webhook for webhook in old}
+        merged = {webhook["name"]: merge(there.get(webhook["name"]), webhook) for webhook in new}
+        return list({**there, **merged}.values())
+    return new
+
+
+def changes(old: dict, new: dict) -> dict:
+    """The labels and the caBundles that `new` sets, in the form of fieldsV1."""
+
+    def bundles(one: dict) -> dict:
+        return {w["name"]: w["clientConfig"].get("caBundle") for w in one.get("webhooks", [])}
+
+    def labels(one: dict) -> dict:
+        return one.get("metadata", {}).get("labels", {})
+
+    keys, names = (
+        [key for key, value in of(new).items() if value != of(old).get(key)]
+        for of in (labels, bundles)
     )
-    return [name for name in after if after[name] != before.get(name)]
+    bundle = {"f:clientConfig": {"f:caBundle": {}}}
+    fields = {"f:labels": {f"f:{key}": {} for key in keys}} if keys else {}
+    webhooks = {f'k:{{"name":"{name}"}}': bundle for name in names}
+    return {k: v for k, v in (("f:metadata", fields), ("f:webhooks", webhooks)) if v}
 
 
-def own(manifest: dict, names: list[str], call: Call, operation: str) -> None:
-    """Note in managedFields that the caller set the caBundle of these webhooks."""
-    if not names:
-        return
+def own(manifest: dict, fields: dict, call: Call) -> None:
+    """Note in managedFields that the caller set these fields, and none that it set before."""
     manager, metadata = call.query.get("fieldManager", "unknown"), manifest["metadata"]
-    fields = {f'k:{{"name":"{n}"}}': {"f:clientConfig": {"f:caBundle": {}}} for n in names}
-    entry = {"manager": manager, "operation": operation, "fieldsV1": {"f:webhooks": fields}}
+    operation = "Apply" if call.method == "PATCH" else "Update"
+    entry = {"manager": manager, "operation": operation, "fieldsV1": fields}
     others = [e for e in metadata.get("managedFields", []) if e["manager"] != manager]
-    metadata["managedFields"] = [*others, entry]
+    metadata["managedFields"] = [*others, entry] if fields else others
+
+
+def owned_labels(manifest: dict) -> set[str]:
+    entries = manifest["metadata"].get("managedFields", [])
+    found = [e["fieldsV1"].get("f:metadata", {}).get("f:labels", {}) for e in entries]
+    return {key.removeprefix("f:") for keys in found for key in keys}
 
 
 class Endpoint:
