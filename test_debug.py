@@ -1,4 +1,6 @@
-"""Tests of debug.py: the desk as a real process, its page in a real browser, a real API server."""
+"""Tests of debug.py: the desk as a real process, its page in a real browser; up, down and doctor
+on the stand-in API server, and on a real one where there is one.
+"""
 
 import base64
 import contextlib
@@ -9,6 +11,7 @@ import json
 import re
 import shutil
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -17,14 +20,17 @@ import threading
 import time
 import unittest
 from pathlib import Path
+from unittest import mock
 
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
+import certs
 import debug
 import whook
-from testing import controlplane
+from testing import controlplane, pki
+from testing.apiserver import Endpoint, Front, Memory, Refusal, Relay
 from testing.server import JSON, POD, REVIEWS, ROOT, wait_for
 
 TEAM = """
@@ -972,34 +978,277 @@ class CommandLineTest(unittest.TestCase):
                 self.assertEqual(debug.address(text), expected)
 
 
-# ---------------------------------------------------------------------------- a real cluster
+# ---------------------------------------------------------------------------- a cluster
+
+API = "/api/v1/namespaces"
+ADMISSION = "/apis/admissionregistration.k8s.io/v1"
+MUTATING = f"{ADMISSION}/mutatingwebhookconfigurations"
+VALIDATING = f"{ADMISSION}/validatingwebhookconfigurations"
+SERVICES = f"{API}/desk/services"
+SLICES = "/apis/discovery.k8s.io/v1/namespaces/desk/endpointslices"
 
 
-@unittest.skipIf(controlplane.missing(), controlplane.missing())
-class ClusterTest(unittest.TestCase):
+class ClusterCases(unittest.TestCase):
+    """What up, down and doctor do to a cluster. `front` comes from the subclass; the
+    namespace "desk" is there before `up`, as to end one takes a real cluster seconds."""
+
+    front: Front
+
     @classmethod
     def setUpClass(cls):
-        cls.address = cls.enterClassContext(controlplane.network_namespace())
-        cls.plane = cls.enterClassContext(controlplane.ControlPlane())
-        cls.folder = Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
-        cls.options = ["--kubeconfig", str(cls.plane.kubeconfig)]
-        cls.options += ["--cert-dir", str(cls.folder / "certs")]
-        cls.plane.kubectl("create", "namespace", "shop")
-        cls.plane.kubectl("create", "namespace", "produce")
-        cls.plane.kubectl("label", "namespace", "produce", "whook=enabled")
+        for name, labels in {"desk": {}, "shop": {}, "produce": {"whook": "enabled"}}.items():
+            metadata = {"name": name, "labels": labels}
+            namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}
+            cls.front.ask("POST", API, namespace)
+
+    def setUp(self):
+        self.front.reset()
+        self.enterContext(mock.patch.object(certs, "POLL", 0.05))
+        folder = self.enterContext(tempfile.TemporaryDirectory())
+        self.certs = f"{folder}/certs"
+        self.options = ["--kubeconfig", self.front.kubeconfig(), "--cert-dir", self.certs]
+        self.in_desk = ["--namespace", "desk"]
+        self.addCleanup(self.desk, "down", *self.in_desk)
 
     def desk(self, command, *arguments, status=0) -> str:
-        done = run_desk(command, *arguments, *self.options)
-        self.assertEqual(done.returncode, status, done.stdout + done.stderr)
-        return done.stdout + done.stderr
+        actual, out, err = call_desk(command, *self.options, *arguments)
+        self.assertEqual(actual, status, out + err)
+        return out + err
 
-    def left(self) -> list[str]:
-        kinds = "mutatingwebhookconfigurations,validatingwebhookconfigurations,namespaces,services,"
-        kinds += "endpointslices"
-        selector = f"{debug.MANAGED}={debug.MANAGER}"
-        names = self.plane.kubectl("get", kinds, "-A", "-l", selector, "-o", "name")
-        labelled = self.plane.kubectl("get", "namespaces", "-l", "whook=debug", "-o", "name")
-        return (names.stdout + labelled.stdout).split()
+    def up(self, *arguments, status=0) -> str:
+        return self.desk("up", "--address", "192.0.2.7:9443", *arguments, status=status)
+
+    def left(self, namespace="desk") -> list[str]:
+        """What carries the desk's labels."""
+        places = [MUTATING, VALIDATING, f"{API}/{namespace}/services", API]
+        places.append(SLICES.replace("desk", namespace))
+        ours = f"{debug.MANAGED}={debug.MANAGER}"
+        found = [(p, self.front.ask("GET", p, labelSelector=ours)["items"]) for p in places]
+        found.append((API, self.front.ask("GET", API, labelSelector="whook=debug")["items"]))
+        return [f"{p.rpartition('/')[2]} {o['metadata']['name']}" for p, os in found for o in os]
+
+    @contextlib.contextmanager
+    def edited(self, path: str, edit):
+        """An object as somebody else has changed it; after that, as it was."""
+        before = self.front.ask("GET", path)
+        after = copy.deepcopy(before)
+        edit(after)
+        self.front.ask("PUT", path, after)
+        try:
+            yield
+        finally:
+            now = self.front.ask("GET", path)["metadata"]["resourceVersion"]
+            before["metadata"]["resourceVersion"] = now
+            self.front.ask("PUT", path, before)
+
+    def labels(self, namespace: str) -> dict:
+        return debug.labels_of(self.front.ask("GET", f"{API}/{namespace}"))
+
+    def test_up_again_and_down(self):
+        here = ["--namespace", "made"]  # by up, so down takes it away
+        configuration, slices = f"{MUTATING}/whook-debug", SLICES.replace("desk", "made")
+        self.up(*here, "--validating", "--opt-in", "shop")
+        kinds = ["mutatingwebhookconfigurations", "validatingwebhookconfigurations", "services"]
+        kinds = [f"{kind} whook-debug" for kind in (*kinds, "endpointslices")]
+        self.assertCountEqual(self.left("made"), [*kinds, "namespaces made", "namespaces shop"])
+        made = self.front.ask("GET", f"{slices}/whook-debug")
+        self.assertEqual(made["endpoints"][0]["addresses"], ["192.0.2.7"])
+        self.assertEqual(made["ports"][0]["port"], 9443)
+        webhook = self.front.ask("GET", configuration)["webhooks"][0]
+        bundle = base64.b64decode(webhook["clientConfig"]["caBundle"])
+        self.assertEqual(bundle, certs.read_files(self.certs).bundle)
+        self.assertEqual(webhook["rules"][0]["resources"], ["*"])
+        said = self.up(*here, "--resource", "pods")
+        for name in (*kinds, "namespaces made"):
+            self.assertRegex(said, f"(?m)^{name}: left by an earlier run, until 2[-0-9T:]+Z$")
+        self.assertIn("validatingwebhookconfigurations whook-debug: deleted\n", said)
+        webhook = self.front.ask("GET", configuration)["webhooks"][0]
+        self.assertEqual(webhook["rules"][0]["resources"], ["pods"])
+        self.assertNotIn("validatingwebhookconfigurations whook-debug", self.left("made"))
+        self.assertEqual(
+            self.desk("down", *here).splitlines(),
+            [
+                "mutatingwebhookconfigurations whook-debug: deleted",
+                "endpointslices whook-debug: deleted",
+                "services whook-debug: deleted",
+                "namespaces made: deleted",
+                "namespaces shop: label whook=debug removed",
+            ],
+        )
+        self.assertEqual(self.left("made"), [])
+        self.assertEqual(self.desk("down", *here), "")
+
+    def test_down_after_an_up_that_broke_off(self):
+        refusal = Refusal(403, "Forbidden", "exceeded quota").answer
+        self.front.on("PATCH", "/endpointslices/", lambda *_: refusal)
+        self.assertIn("whook: error: exceeded quota\n", self.up(*self.in_desk, status=1))
+        self.assertEqual(self.left(), ["services whook-debug"])
+        self.assertEqual(self.desk("down", *self.in_desk), "services whook-debug: deleted\n")
+        self.assertEqual(self.left(), [])
+
+    def test_what_is_not_ours_stays(self):
+        before = self.front.ask("GET", f"{API}/produce")
+        said = self.up(*self.in_desk, "--opt-in", "produce", status=1)
+        self.assertIn("namespaces desk: was there before, and stays as it is\n", said)
+        self.assertIn("whook: error: namespace produce has the label whook=enabled\n", said)
+        self.assertEqual(self.front.ask("GET", f"{API}/produce"), before)
+        self.desk("down", *self.in_desk)
+        self.assertNotIn(debug.MANAGED, self.labels("desk"))
+
+        def label(namespace: dict) -> None:
+            namespace["metadata"].setdefault("labels", {})["whook"] = "debug"
+
+        with self.edited(f"{API}/shop", label):
+            self.up(*self.in_desk, "--opt-in", "shop")
+            said = self.desk("down", *self.in_desk)
+            self.assertIn("namespaces shop: label whook=debug was set by others\n", said)
+            self.assertEqual(self.left(), ["namespaces shop"])
+
+    def test_two_desks(self):
+        other = [*self.in_desk, "--name", "other"]
+        self.addCleanup(self.desk, "down", *other)
+        for names in self.in_desk, other:
+            self.up(*names, "--opt-in", "shop")
+        said = self.desk("down", *self.in_desk)
+        self.assertIn("namespaces shop: label whook=debug was set by others\n", said)
+        kinds = ["mutatingwebhookconfigurations", "services", "endpointslices"]
+        theirs = [f"{kind} other" for kind in kinds]
+        self.assertCountEqual(self.left(), [*theirs, "namespaces shop"])
+        said = self.desk("down", *other)
+        self.assertIn("namespaces shop: label whook=debug removed\n", said)
+        self.assertEqual(self.left(), [])
+
+    # -- doctor
+
+    def listen(self, pair: certs.Pair) -> list[str]:
+        """What serves this pair as the desk would; the flags that lead there."""
+        endpoint = Endpoint(pki.Pair(pair.chain, pair.key))
+        self.addCleanup(endpoint.close)
+        return ["--host", "127.0.0.1", "--port", str(endpoint.address[1])]
+
+    def fails(self, hop: str, reason: str, fix: str) -> None:
+        """The doctor must end at this hop, for this reason, with this fix."""
+        said = self.desk("doctor", *self.in_desk, *self.at, status=1)
+        *passed, error, last = said.splitlines()
+        self.assertTrue(all(line.startswith("ok     ") for line in passed), said)
+        self.assertTrue(error.startswith(f"error  {hop}: {reason}"), said)
+        self.assertIn(f"       fix: {fix}", last)
+
+    def test_doctor_certificate_and_desk(self):
+        self.at = []
+        self.fails("certificate", f"there is no certificate in {self.certs}", "python debug.py up")
+        self.up(*self.in_desk, "--name", "other")
+        self.addCleanup(self.desk, "down", *self.in_desk, "--name", "other")
+        name = "the certificate does not name whook-debug.desk.svc"
+        self.fails("certificate", name, "python debug.py up, then restart the desk")
+        old = certs.read_files(self.certs)
+        self.up(*self.in_desk)
+        with socket.socket() as closed:
+            closed.bind(("127.0.0.1", 0))
+            self.at = ["--port", str(closed.getsockname()[1])]
+            nothing = f"nothing listens on 127.0.0.1 port {self.at[-1]}"
+            self.fails("desk", nothing, "start python debug.py, or name --host, --port")
+        self.at = self.listen(old)
+        served = f"what answers on 127.0.0.1 port {self.at[-1]} has another certificate: "
+        self.fails("desk", served, "restart python debug.py")
+
+    def test_doctor_what_stands_in_the_cluster(self):
+        def untrusting(found: dict) -> None:
+            del found["webhooks"][0]["clientConfig"]["caBundle"]
+
+        def expired(found: dict) -> None:
+            found["metadata"]["annotations"][debug.EXPIRES] = "2020-01-01T00:00:00Z"
+
+        def selecting(found: dict) -> None:
+            found["spec"]["selector"] = {"app": "whook"}
+
+        def plain_service(found: dict) -> None:
+            found["spec"]["ports"][0]["name"] = "http"
+
+        def empty(found: dict) -> None:
+            found["endpoints"] = []
+
+        def plain_slice(found: dict) -> None:
+            found["ports"][0]["name"] = "http"
+
+        trust = "mutate.whook-debug.local does not trust the desk: the bundle holds no valid CA"
+        again = "python debug.py down, then up"
+        cases = [
+            ("configuration", MUTATING, untrusting, trust, "python debug.py up once more"),
+            ("configuration", MUTATING, expired, "it was meant to end at 2020-01-01", "python "),
+            ("service", SERVICES, selecting, "it has a selector, so it leads to pods", again),
+            ("service", SERVICES, plain_service, "port 443 is not named https: ", "python "),
+            ("slice", SLICES, empty, "the service has 0 addresses, not one", "down, then up"),
+            ("slice", SLICES, plain_slice, "no port is named https, as the service's is", "py"),
+        ]
+        self.up(*self.in_desk)
+        self.at = self.listen(certs.read_files(self.certs))
+        for hop, collection, edit, reason, fix in cases:
+            with self.subTest(reason), self.edited(f"{collection}/whook-debug", edit):
+                self.fails(hop, reason, fix)
+        self.front.ask("DELETE", f"{SERVICES}/whook-debug")
+        self.fails("service", "there is no desk/whook-debug", "python debug.py up")
+        self.front.ask("DELETE", f"{MUTATING}/whook-debug")
+        none = 'there is no webhook configuration "whook-debug"'
+        self.fails("configuration", none, "python debug.py up")
+
+    def test_doctor_call_label_and_dry_run(self):
+        """What the API server says of its call to the desk comes from a rule here."""
+        self.up(*self.in_desk)
+        self.at = [*self.listen(certs.read_files(self.certs)), "--timeout", "1"]
+        arrived, denied = f"{debug.ARRIVED}: ", "denied the request: "
+        doctor = 'admission webhook "doctor.whook-debug.local" '
+
+        def answer(text: str, nonce: bool = False):
+            def refuse(call, _):
+                self.assertEqual(call.query["dryRun"], "All")
+                labels = call.body["metadata"]["labels"]
+                return Refusal(403, "", text + labels[debug.DOCTOR] * nonce).answer
+
+            return refuse
+
+        hint = "is the ssh tunnel up"
+        desk, shop = f"{API}/desk/configmaps", f"{API}/shop/configmaps"
+        self.front.on("POST", desk, lambda call, _: (201, call.body), times=99)
+        self.fails("call", "the API server does not call", hint)
+        self.assertNotIn("validatingwebhookconfigurations doctor.whook-debug.local", self.left())
+        self.front.reset()
+        refused = f'failed calling webhook "{doctor}": connection refused'
+        self.front.on("POST", desk, answer(refused))
+        self.fails("call", refused, hint)
+        self.front.on("POST", desk, answer(doctor + denied + arrived, nonce=True), times=99)
+        label = "kubectl label namespace NAMESPACE whook=debug"
+        self.fails("label", "no namespace has it", label)
+        self.up(*self.in_desk, "--opt-in", "shop")
+        self.front.on("POST", shop, lambda call, _: (201, call.body))
+        passed = "an object in namespace shop did not come by the desk: no error"
+        self.fails("dry run", passed, "do the configuration's rules")
+        self.front.on("POST", shop, answer(arrived, nonce=True))
+        said = self.desk("doctor", *self.in_desk, *self.at)
+        self.assertEqual(said.count("ok     "), 8, said)
+        self.assertIn("the API server reaches the desk\n", said)
+
+
+class StandIn(ClusterCases):
+    """The cases against the stand-in."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.front = cls.enterClassContext(Front(Memory()))
+        super().setUpClass()
+
+
+class RealCluster(ClusterCases):
+    """The cases against a real control plane, and the calls that only that makes."""
+
+    @classmethod
+    def setUpClass(cls):
+        if reason := controlplane.missing():
+            raise unittest.SkipTest(reason)
+        cls.address = cls.enterClassContext(controlplane.network_namespace())
+        cls.plane = cls.enterClassContext(controlplane.ControlPlane())
+        cls.front = cls.enterClassContext(Front(Relay(cls.plane)))
+        super().setUpClass()
 
     def test_from_up_to_down(self):
         address, options = f"{self.address}:8443", ("--host", self.address, "--port", "8443")
@@ -1008,8 +1257,9 @@ class ClusterTest(unittest.TestCase):
         said = self.desk("up", "--address", address, "--validating", "--opt-in", "shop")
         self.assertIn(f"ssh -N -R {address}:127.0.0.1:8443 {self.address}", said)
         self.assertIn("error  desk: nothing listens on", self.desk("doctor", *options, status=1))
-        arguments = [*options, "--cert-dir", str(self.folder / "certs")]
-        with Desk(*arguments, policies={"team": TEAM, "pinned": PINNED}) as desk:
+        with Desk(
+            *options, "--cert-dir", self.certs, policies={"team": TEAM, "pinned": PINNED}
+        ) as desk:
             said = self.desk("doctor", *options)
             self.assertEqual(said.count("ok     "), 8, said)
             self.assertEqual([row["name"] for row in desk.rows() if row["kind"] == "Pod"], [])
@@ -1039,18 +1289,20 @@ class ClusterTest(unittest.TestCase):
             self.assertIn("validatingwebhookconfigurations whook-debug: deleted", said)
             self.assertEqual(self.desk("doctor", *options).count("ok     "), 8)
         self.plane.kubectl("run", "later", "--image=nginx:latest", "-n", "shop")  # no desk: Ignore
-        with Desk("--port", "8443", "--cert-dir", str(self.folder / "certs")):
+        with Desk("--port", "8443", "--cert-dir", self.certs):
             said = self.desk("doctor", status=1)  # it listens here, and not where the slice leads
             self.assertIn("error  call: ", said)
             self.assertIn("connection refused", said)
         said = self.desk("up", "--address", address, "--opt-in", "produce", status=1)
         self.assertIn("namespace produce has the label whook=enabled", said)
         self.desk("down")
-        self.assertEqual(self.left(), [])
+        self.assertEqual(self.left("whook-debug"), [])
         self.assertEqual(self.desk("down"), "")
         after = self.plane.kubectl("get", "namespace", "produce", "-o", "json").stdout
         self.assertEqual(after, before)
 
+
+del ClusterCases  # a mixin: not to be collected by itself
 
 if __name__ == "__main__":
     unittest.main()
