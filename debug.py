@@ -1215,6 +1215,8 @@ def up(options: argparse.Namespace) -> int:
         print(yaml.safe_dump_all([manifest for _, manifest in found], sort_keys=False), end="")
         return 0
     cluster = certs.Cluster(options)
+    for namespace in options.opt_in:
+        refuse_production(cluster, namespace)
     for resource, left in leftovers(cluster, options):
         until = (left["metadata"].get("annotations") or {}).get(EXPIRES, "an unknown time")
         print(f"{resource} {left['metadata']['name']}: left by an earlier run, until {until}")
@@ -1249,14 +1251,21 @@ def labels_of(manifest: Json) -> dict[str, str]:
     return manifest["metadata"].get("labels") or {}
 
 
-def opt_in(cluster: certs.Cluster, name: str) -> None:
-    """Label a namespace, unless production has it: whook=enabled is the same label."""
-    label = labels_of(cluster.call("get", "namespaces", name)).get("whook", "debug")
+def refuse_production(cluster: certs.Cluster, name: str) -> None:
+    """A Fault if there is no such namespace, or production has it: whook=enabled is the same
+    label."""
+    namespace = cluster.find("namespaces", name)
+    if not namespace:
+        raise certs.Fault(f"there is no namespace {name}", f"kubectl create namespace {name}")
+    label = labels_of(namespace).get("whook", "debug")
     if label != "debug":
         raise certs.Fault(
             f"namespace {name} has the label whook={label}",
             "production is not touched: take another namespace, or take that label away first",
         )
+
+
+def opt_in(cluster: certs.Cluster, name: str) -> None:
     metadata = {"name": name, "labels": {"whook": "debug"}}
     apply(cluster, "namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
     print(f"namespaces {name}: labelled whook=debug")
@@ -1319,7 +1328,7 @@ def check_desk(options: argparse.Namespace, _: certs.Cluster) -> str:
         served = certs.dial(address, dns_name(options), pair_of(options).bundle)
     except ssl.SSLCertVerificationError as error:
         reason = f"what answers on {where} has another certificate: {error.verify_message}"
-        raise Fault(reason, "restart python debug.py") from None
+        raise Fault(reason, "restart python debug.py, or name its --host and --port") from None
     if served is None:
         raise Fault(f"nothing listens on {where}", "start python debug.py, or name --host, --port")
     return f"{where} serves that certificate"

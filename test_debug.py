@@ -1088,9 +1088,15 @@ class ClusterCases(unittest.TestCase):
 
     def test_what_is_not_ours_stays(self):
         before = self.front.ask("GET", f"{API}/produce")
-        said = self.up(*self.in_desk, "--opt-in", "produce", status=1)
+        for namespace, error in (
+            ("produce", "namespace produce has the label whook=enabled"),
+            ("nowhere", "there is no namespace nowhere"),
+        ):
+            said = self.up(*self.in_desk, "--opt-in", namespace, status=1)
+            self.assertIn(f"whook: error: {error}\n", said)
+            self.assertEqual(self.left(), [])
+        said = self.up(*self.in_desk)
         self.assertIn("namespaces desk: was there before, and stays as it is\n", said)
-        self.assertIn("whook: error: namespace produce has the label whook=enabled\n", said)
         self.assertEqual(self.front.ask("GET", f"{API}/produce"), before)
         self.desk("down", *self.in_desk)
         self.assertNotIn(debug.MANAGED, self.labels("desk"))
@@ -1150,7 +1156,7 @@ class ClusterCases(unittest.TestCase):
             self.fails("desk", nothing, "start python debug.py, or name --host, --port")
         self.at = self.listen(old)
         served = f"what answers on 127.0.0.1 port {self.at[-1]} has another certificate: "
-        self.fails("desk", served, "restart python debug.py")
+        self.fails("desk", served, "restart python debug.py, or name its --host and --port")
 
     def test_doctor_what_stands_in_the_cluster(self):
         def untrusting(found: dict) -> None:
