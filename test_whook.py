@@ -104,8 +104,16 @@ class Readme(unittest.TestCase):
         return self.text.split(f"<!-- {name} -->\n```sh\n")[1].split("```")[0]
 
     def test_the_line_count(self):
-        lines = (ROOT / "whook.py").read_text().count("\n")
-        self.assertEqual(re.findall(r"<!-- lines -->(\d+)<!-- -->", self.text), [str(lines)])
+        source = (ROOT / "whook.py").read_text()
+        prose = set()
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+                prose |= set(range(node.lineno, node.end_lineno + 1))
+        lines = source.splitlines()
+        code = [n for n, line in enumerate(lines, 1) if n not in prose and line.strip()]
+        code = [n for n in code if not lines[n - 1].lstrip().startswith("#")]
+        self.assertEqual(re.findall(r"<!-- lines -->(\d+)<!-- -->", self.text), [str(len(lines))])
+        self.assertEqual(re.findall(r"<!-- code -->(\d+)<!-- -->", self.text), [str(len(code))])
 
     def test_every_flag_and_no_other(self):
         table = self.text.split("| flag | what it does |")[1].split("\n\n")[0]

@@ -698,7 +698,7 @@ def evaluate(request: Request, policies: Iterable[Policy], verb: Verb = "mutate"
         elif request.has_object:  # on DELETE there is nothing to patch
             _mutate(request, policies)
     except Denied:
-        response.patch = []
+        response.patch, response.changed_by = [], {}
     return response
 
 
