@@ -76,6 +76,7 @@ GRACE_PERIOD = 95.0  # longer than IDLE_TIMEOUT of the API server: no idle conne
 LONG_LIFE = 10.0  # a worker that lived longer is replaced without a pause
 HEAD_START = 0.002  # that a worker gives another with fewer connections, at each accept
 TICK = 0.5  # how often a worker looks after time-outs, files and its heartbeat
+SWITCH_INTERVAL = 0.02  # of threads that compute; Python's 0.005 costs 6% of the reviews a second
 LOG_PAUSE = 0.05  # after a write, in which lines of the level INFO wait ...
 LOG_LINES = 1000  # ... unless they are more than these
 LOG_WRITE = 4096  # bytes that a pipe takes in one piece (PIPE_BUF)
@@ -1701,6 +1702,7 @@ def set_up(options: argparse.Namespace) -> Setup:
     log("INFO", "policies", names=names, hash=policies.value.digest)
     end = _utc_second(int(tls.value.not_after)) + "Z"
     log("INFO", "certificate", names=",".join(tls.value.names), not_after=end)
+    sys.setswitchinterval(SWITCH_INTERVAL)
     gc.collect()
     gc.freeze()  # what stands here stays: neither walk it again nor copy its pages after a fork
     return Setup(options, admission, health, policies, tls, Board(options.workers + 1))
