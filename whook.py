@@ -72,7 +72,7 @@ LINGER_TIMEOUT = 2.0  # how long an unread body is thrown away, so that its send
 DEFAULT_TIMEOUT = 10.0  # of a review without ?timeout=, as in admissionregistration.k8s.io/v1
 STUCK_AFTER = 30.0  # past a review's deadline, its worker is replaced; no webhook may take longer
 SETTLE_TIME = 5.0  # a draining worker without connections waits this long for late ones
-GRACE_PERIOD = 95.0  # longer than IDLE_TIMEOUT of the API server: no idle connection is cut
+GRACE_PERIOD = 95.0  # longer than those 90 s: no connection is cut that may still be used
 LONG_LIFE = 10.0  # a worker that lived longer is replaced without a pause
 HEAD_START = 0.002  # that a worker gives another with fewer connections, at each accept
 TICK = 0.5  # how often a worker looks after time-outs, files and its heartbeat
