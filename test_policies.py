@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import whook
-from objects import add, containers_of, edit, pod_of, read
+from objects import add, containers_of, edit, kind_of, matches, pod_of, read, terminating
 from testing import controlplane
 from testing.server import Whook, wait_for
 
@@ -36,7 +36,7 @@ REVIEWS = {
 def review(name, changes=None) -> dict:
     """A real review, with values put at some JSON pointers in its request."""
     steps = [
-        {"op": "add", "path": f"/request{path}", "value": value}
+        {"op": "add", "path": f"/request{path}", "value": copy.deepcopy(value)}
         for path, value in (changes or {}).items()
     ]
     return jsonpatch.apply_patch(REVIEWS[name], steps)
@@ -88,14 +88,37 @@ class Tools(unittest.TestCase):
                 request = self.request(kind, group)
                 self.assertIs(pod_of(obj, request), pod)
                 self.assertEqual(list(containers_of(obj, request)), [{"name": "a"}])
-                other = self.request(kind, "example.com")  # a custom resource of the same name
-                self.assertIsNone(pod_of(obj, other))
-                self.assertEqual(list(containers_of(obj, other)), [])
+                for other in {"", "apps", "batch", "example.com"} - {
+                    group
+                }:  # such as Volcano's Job
+                    request = self.request(kind, other)
+                    self.assertIsNone(pod_of(obj, request))
+                    self.assertEqual(list(containers_of(obj, request)), [])
+
+    def test_kinds(self):
+        self.assertEqual(kind_of(self.request("Service")), "Service")
+        other = self.request("Service", "serving.knative.dev")
+        self.assertEqual(kind_of(other), "serving.knative.dev/Service")
 
     def test_nothing_to_do(self):
         for kind, obj in (("Service", {"spec": {}}), ("Pod", None)):
             self.assertIsNone(pod_of(obj, self.request(kind)))
             self.assertEqual(list(containers_of(obj, self.request(kind))), [])
+
+    def test_what_is_being_deleted(self):
+        new = {"spec": {"template": {"spec": {"containers": [{"name": "a", "image": "x"}]}}}}
+        for metadata, expected in (
+            ({"deletionTimestamp": "2026-11-22T13:50:58Z", "finalizers": ["a/b"]}, True),
+            ({"deletionTimestamp": None}, False),
+            (None, False),
+        ):
+            with self.subTest(metadata=metadata):
+                old = {"metadata": metadata, "spec": {}}
+                request = self.request("Deployment", "apps", operation="UPDATE", oldObject=old)
+                self.assertEqual(terminating(request), expected)
+                self.assertEqual(pod_of(new, request) is None, expected)
+                self.assertEqual(list(containers_of(new, request)) == [], expected)
+        self.assertFalse(terminating(self.request()))
 
     def test_only_what_an_update_changes(self):
         one, other = {"name": "a", "image": "x"}, {"name": "b", "image": "y"}
@@ -107,10 +130,37 @@ class Tools(unittest.TestCase):
         self.assertIs(pod_of(after, request), after["spec"]["template"])
         self.assertEqual(list(containers_of(after, request)), [{"name": "b", "image": "z"}])
 
+    def test_containers_by_name(self):
+        """Wherever they stand; and, if asked, only those in which one field changes."""
+        old = [{"name": name, "image": "x"} for name in "abc"]
+        resized, swapped = old[1] | {"resources": {"limits": {"cpu": "1"}}}, {"name": "c"}
+        new = [{"name": "d", "image": "x"}, swapped, old[0], resized]
+        obj, before = ({"spec": {"containers": each}} for each in (new, old))
+        request = self.request(operation="UPDATE", oldObject=before)
+        self.assertEqual(list(containers_of(obj, request)), [new[0], swapped, resized])
+        self.assertEqual(list(containers_of(obj, request, field="image")), [new[0], swapped])
+
+    def test_many_containers(self):
+        """What may be as large as the API server lets it takes no longer than the webhook has."""
+        names = [f"c{number}" for number in range(16_000)]
+        old, new = ([{"name": n, "image": f"web:{tag}"} for n in names] for tag in "12")
+        document = review(
+            "update-pod", {"/object/spec/containers": new, "/oldObject/spec/containers": old}
+        )
+        request = parse(document)
+        started = time.process_time()
+        for verb in ("mutate", "validate"):
+            policies = [BY_NAME["team-label"], BY_NAME["pinned-images"]]
+            self.assertTrue(whook.evaluate(request, policies, verb).allowed)
+        self.assertLess(time.process_time() - started, 1)
+
     def test_fields(self):
         obj = {"a": None, "b": {"c": ["x"]}, "n": True}
         self.assertEqual(read(obj, "a.b", dict), {})
         self.assertEqual(read(obj, "b.c", [str]), ["x"])
+        for path, kind, default in (("a.b", int, 1), ("x", str, None), ("b.d", [str], ("y",))):
+            self.assertIs(read(obj, path, kind, default), default)
+        self.assertEqual(read(obj, "b.c", [str], ()), ["x"])
         self.assertEqual(obj, {"a": None, "b": {"c": ["x"]}, "n": True})
         edit(obj, "a.b", dict)["k"] = "v"
         self.assertEqual(obj["a"], {"b": {"k": "v"}})
@@ -126,8 +176,22 @@ class Tools(unittest.TestCase):
         for _ in range(2):
             add(obj, "spec.env", item)
         add(obj, "spec.env", {"name": "b"})
-        self.assertEqual(obj, {"spec": {"env": [item, {"name": "b"}]}})
-        self.assertIsNot(obj["spec"]["env"][0]["value"], item["value"])
+        for _ in range(2):
+            add(obj, "spec.env", {"name": "c"}, first=True)
+        self.assertEqual(obj, {"spec": {"env": [{"name": "c"}, item, {"name": "b"}]}})
+        self.assertIsNot(obj["spec"]["env"][1]["value"], item["value"])
+
+    def test_patterns(self):
+        for text, pattern, expected in (
+            ("docker.io/library/nginx:1.27", "docker.io/*", True),
+            ("docker.io/library/nginx:1.27", "*/nginx:1.2?", True),
+            ("docker.io/library/nginx:1.27", "nginx:1.27", False),
+            ("dockerXio/nginx", "docker.io/*", False),
+            ("quay.io/A", "quay.io/a", False),
+            ("x\n" * 50_000 + "b", "*x*\n*x*\n*a", False),  # in time, whatever the text
+        ):
+            with self.subTest(pattern=pattern):
+                self.assertIs(matches(text, pattern), expected)
 
 
 # ---------------------------------------------------------------------------- each policy
