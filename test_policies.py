@@ -11,6 +11,7 @@ import textwrap
 import time
 import unittest
 from pathlib import Path
+from unittest import mock
 
 import jsonpatch
 import yaml
@@ -247,6 +248,13 @@ SLEEP = {"preStop": {"sleep": {"seconds": 10}}}
 POD = "/object/spec/containers/0"
 TEMPLATE = "/spec/template"
 IN_TEMPLATE = "/spec/template/spec/containers/0"
+IN_TEMPLATE_LABELS = f"/object{TEMPLATE}/metadata/labels"
+NO_MIRROR = {"example.com/registry-mirror": "off"}
+GOING = {"/oldObject/metadata/deletionTimestamp": "2026-11-22T13:50:58Z"}
+RESIZED = {  # of a pod that is older than the policies
+    "/subResource": "resize",
+    "/object/spec/containers/1/resources": {"requests": {"cpu": "1"}},
+}
 DAEMON = [{"apiVersion": "apps/v1", "kind": "DaemonSet", "name": "d", "uid": "1"}]
 CLAIM = {
     "/kind": {"group": "", "version": "v1", "kind": "PersistentVolumeClaim"},
@@ -378,6 +386,10 @@ PATCHES = [
         {},
         {"/spec/ephemeralContainers/0/image": "mirror.example.com/docker/library/busybox"},
     ),
+    ("registry-mirror", "create-pod", {"/object/metadata/labels": NO_MIRROR}, {}),
+    ("registry-mirror", "create-deployment", {"/object/metadata/labels": NO_MIRROR}, {}),
+    ("registry-mirror", "create-deployment", {IN_TEMPLATE_LABELS: NO_MIRROR}, {}),
+    ("registry-mirror", "update-pod", RESIZED, {}),
     (
         "pull-secrets",
         "create-pod-dryrun",
@@ -860,6 +872,94 @@ IMAGES = {
 }
 
 
+# The same for tables of other shapes: what imageswap's own tests want, in our words. A table; then
+# images and where they go, None if they stay.
+MIRRORS = [
+    (  # a default for all registries that are not in the table, and without Docker Hub's "library/"
+        {"docker.io/library/*": "m.test/{name}", "*": "m.test/{path}"},
+        {
+            "redis": "m.test/redis",
+            "a.test/b/c/d:1": "m.test/b/c/d:1",
+            "a.test:443/b/c:1": "m.test/b/c:1",
+            "grafana/grafana@sha256:ab": "m.test/grafana/grafana@sha256:ab",
+            "m.test/redis": None,
+            "m.test.evil.test/redis": "m.test/redis",
+        },
+    ),
+    (  # the registry's name goes into the path; what is at a mirror already stays
+        {"*": "m.test/proxy-{host}/{path}"},
+        {
+            "redis:7.4-alpine": "m.test/proxy-docker.io/library/redis:7.4-alpine",
+            "a/b/c:1": "m.test/proxy-docker.io/a/b/c:1",
+            "quay.io/a/b": "m.test/proxy-quay.io/a/b",
+            "a.test:8443/b:1": "m.test/proxy-a.test/b:1",
+            "m.test/proxy-quay.io/a/b": None,
+        },
+    ),
+    (  # no default, a registry left alone, with any port or none, and an empty table
+        {"quay.io/*": "", "quay.io:*": "", "a.test/*": "m.test/{path}"},
+        {"quay.io/a:1": None, "quay.io:443/a:1": None, "redis": None, "a.test/b": "m.test/b"},
+    ),
+    ({}, {"redis": None, "quay.io/a:1": None}),
+    (  # a whole domain left alone, but for one registry of it; ports on either side
+        {
+            "in.a.test:8443/*": "m.test:5000/in/{path}",
+            "out.test/*": "localhost:5000/{path}",
+            "*a.test/*": "",
+            "*a.test:*/*": "",
+            "*": "m.test/{path}",
+        },
+        {
+            "in.a.test:8443/b:1": "m.test:5000/in/b:1",
+            "in.a.test/b:1": None,
+            "x.y.a.test/b:1": None,
+            "a.test:443/b:1": None,
+            "out.test/b:1": "localhost:5000/b:1",
+            "gcr.io/b": "m.test/b",
+        },
+    ),
+    (  # single images by their exact name, tag and all, before what is for their registry
+        {
+            "docker.io/library/redis": "m.test/all:redis",
+            "docker.io/library/debian:12": "m.test/all:debian-12",
+            "docker.io/library/auto": "",
+            "nvcr.io/nvidia:v1": "m.test/private:nvidia-v1",
+            "nvcr.io/*": "n.test/{path}",
+            "docker.io/*": "d.test/{path}",
+        },
+        {
+            "redis": "m.test/all:redis",
+            "redis:7": "d.test/library/redis:7",
+            "debian:12": "m.test/all:debian-12",
+            "auto": None,
+            "nvcr.io/nvidia:v1": "m.test/private:nvidia-v1",
+            "nvcr.io/nvidia:v2": "n.test/nvidia:v2",
+        },
+    ),
+    (  # patterns: by beginning, end, both, middle, and one character; only the name is kept
+        {
+            "docker.io/library/hello-*": "m.test/a/{name}",
+            "docker.io/library/deb*12": "m.test/b/{name}",
+            "*-server:5.6": "m.test/c/{name}",
+            "*/nvidia:plugin_*": "m.test/d/{name}",
+            "docker.io/library/hello:v1.?": "m.test/e/{name}",
+        },
+        {
+            "hello-world": "m.test/a/hello-world",
+            "debian:12": "m.test/b/debian:12",
+            "mysql/mysql-server:5.6": "m.test/c/mysql-server:5.6",
+            "nvcr.io/nvidia:plugin_v0.9": "m.test/d/nvidia:plugin_v0.9",
+            "hello:v1.1": "m.test/e/hello:v1.1",
+            "hello:v1.10": None,
+        },
+    ),
+    (  # a mirror that is a folder of Docker Hub
+        {"*": "company/{host}-{name}"},
+        {"redis": "company/docker.io-redis", "company/docker.io-redis": None},
+    ),
+]
+
+
 class EachPolicy(unittest.TestCase):
     """What one policy does to a real review, to the letter."""
 
@@ -892,6 +992,18 @@ class EachPolicy(unittest.TestCase):
                 document = review("create-pod-dryrun", {f"{POD}/image": image})
                 after = mutate(document, BY_NAME["registry-mirror"])["request"]["object"]
                 self.assertEqual(after["spec"]["containers"][0]["image"], expected)
+
+    def test_mirrors(self):
+        policy = BY_NAME["registry-mirror"]
+        for table, images in MIRRORS:
+            for image, expected in images.items():
+                document = review("create-pod-dryrun", {f"{POD}/image": image})
+                constants = mock.patch.dict(policy.mutate.__globals__, MIRRORS=table)
+                with self.subTest(table=table, image=image), constants:
+                    once = mutate(document, policy)
+                    container = once["request"]["object"]["spec"]["containers"][0]
+                    self.assertEqual(container["image"], expected or image)
+                    self.assertEqual(mutate(once, policy), once)
 
     def test_exec_is_audited(self):
         changes = {"/namespace": "shop", "/userInfo/groups": ["on-call"]}
