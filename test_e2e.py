@@ -441,7 +441,7 @@ class StoryTest(unittest.TestCase):
             self.assertEqual(managers, {"endpointslice-controller.k8s.io"})
 
     def remove_in_an_emergency(self) -> None:
-        kubectl(f"delete {CONFIGURATIONS} whook")
+        kubectl(f"delete {CONFIGURATIONS} -l {LABEL}=whook")
         self.assertEqual(kubectl(f"get {CONFIGURATIONS} -o name"), "")
 
     def leave_nothing_behind(self) -> None:

@@ -194,9 +194,13 @@ class WebhookConfigurationTest(unittest.TestCase):
         """Whoever opens the configuration in an emergency finds the way out in it."""
         text = (MANIFESTS / "80-mutatingwebhookconfiguration.yaml").read_text()
         command = (
-            "kubectl delete mutatingwebhookconfigurations,validatingwebhookconfigurations whook"
+            "kubectl delete mutatingwebhookconfigurations,validatingwebhookconfigurations "
+            f"-l {LABEL}=whook\n"
         )
         self.assertIn(command, text)
+        for page in ("README.md", "policies/README.md"):
+            with self.subTest(page=page):
+                self.assertIn(command, (TOP / page).read_text())
 
 
 class DeploymentTest(unittest.TestCase):

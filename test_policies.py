@@ -429,6 +429,14 @@ PATCHES = [
     ),
     ("default-resources", "create-pod", {"/object/spec/resources": BY_DEFAULT}, {}),
     (
+        "default-resources",
+        "update-pod",
+        RESIZED,
+        {"/spec/containers/1/resources/requests/memory": "128Mi"},
+    ),
+    ("default-resources", "update-pod", RESIZED | {"/object/spec/resources": BY_DEFAULT}, {}),
+    ("pod-hardening", "update-pod", RESIZED, {}),
+    (
         "pod-hardening",
         "create-pod",
         {f"{POD}/securityContext": {"privileged": True}},
@@ -667,6 +675,7 @@ TOO_LARGE = (
     'namespace "shop2"; ask for less, or for a higher limit'
 )
 PROTECTED = {"example.com/protected": "true"}
+PRIVILEGED = [f"/{each}/spec/containers/1/securityContext" for each in ("object", "oldObject")]
 SIZE = "/object/spec/resources/requests/storage"
 
 # A policy, a review, changes to its request; then the message of the denial, or None.
@@ -690,6 +699,8 @@ DENIALS = [
         {},
         f'container "debugger-hl764": {PINNED.format("busybox")}',
     ),
+    ("pinned-images", "update-pod", RESIZED, None),
+    ("pinned-images", "update-pod", {"/object/spec/containers/0/image": "x"} | GOING, None),
     ("pinned-images", "create-job", {}, f'container "once": {PINNED.format("busybox")}'),
     ("pinned-images", "create-deployment", {}, None),
     ("pinned-images", "delete-service", {}, None),
@@ -748,9 +759,17 @@ DENIALS = [
     ),
     ("allowed-registries", "create-pod-dryrun", {f"{POD}/image": "mirror.example.com/x"}, None),
     ("allowed-registries", "update-pod", {}, None),
+    ("allowed-registries", "update-pod", RESIZED, None),
+    (
+        "no-host-access",  # a container that was privileged before, and is resized
+        "update-pod",
+        RESIZED | {key: {"privileged": True} for key in PRIVILEGED},
+        None,
+    ),
     ("replica-range", "create-deployment", {"/object/spec/replicas": 1}, RANGE.format(1)),
     ("replica-range", "create-deployment", {"/object/spec/replicas": 0}, None),
     ("replica-range", "create-deployment", {}, None),
+    ("replica-range", "create-deployment", {"/object/spec/replicas": None}, RANGE.format(1)),
     ("replica-range", "update-deployment-scale", {"/object/spec/replicas": 21}, RANGE.format(21)),
     (
         "replica-range",
@@ -796,6 +815,12 @@ DENIALS = [
         "read logs and metrics, or ask on-call",
     ),
     ("no-exec", "connect-pod-exec", {}, None),
+    (
+        "no-exec",
+        "connect-pod-exec",
+        {"/namespace": "shop", "/resource/resource": "services", "/subResource": "proxy"},
+        None,
+    ),
     ("no-exec", "connect-pod-exec", {"/namespace": "shop", "/userInfo/groups": ["on-call"]}, None),
     ("no-exec", "create-pod-eviction", {"/namespace": "shop"}, None),
     (
@@ -815,7 +840,19 @@ DENIALS = [
         },
         None,
     ),
+    (
+        "protected-objects",  # the last word of whoever clears it up
+        "delete-service",
+        {"/oldObject/metadata/labels": PROTECTED} | GOING,
+        None,
+    ),
     ("service-exposure", "create-service", {"/object/spec/type": "NodePort"}, NOT_PUBLIC),
+    (
+        "service-exposure",  # it works until its last finalizer is off
+        "create-service",
+        {"/object/spec/type": "NodePort", "/oldObject": {"metadata": {}}} | GOING,
+        NOT_PUBLIC,
+    ),
     (
         "service-exposure",
         "create-service",
@@ -1004,6 +1041,60 @@ class EachPolicy(unittest.TestCase):
                     container = once["request"]["object"]["spec"]["containers"][0]
                     self.assertEqual(container["image"], expected or image)
                     self.assertEqual(mutate(once, policy), once)
+
+    def test_kinds_of_other_groups(self):
+        """A Knative Service is no Service, a Volcano Job no Job, an Ingress of old no Ingress."""
+        any_kind = {"team-label", "labels-by-namespace", "labels-by-group", "created-by"}
+        any_kind |= {"required-labels", "immutable-labels", "protected-objects"}
+        other = {"/kind/group": "example.com", "/resource/group": "example.com"}
+        for name, source, changes, _ in PATCHES + DENIALS:
+            with self.subTest(policy=name, review=source, changes=changes):
+                document = review(source, changes | other)
+                if name not in any_kind:
+                    self.assertEqual(mutate(document, BY_NAME[name]), document)
+                    self.assertIsNone(verdict(document, BY_NAME[name]))
+
+    def test_what_is_being_deleted(self):
+        """Nothing is changed in it, and a controller can take its finalizer off, whatever else
+        may be wrong with it."""
+        for name, source, changes, _ in PATCHES + DENIALS:
+            document = review(source, changes)
+            old = copy.deepcopy(document["request"].get("object"))
+            if old is None or document["request"]["operation"] not in ("CREATE", "UPDATE"):
+                continue
+            if name == "no-exec":
+                continue  # a shell in a pod that ends is a shell
+            old.setdefault("metadata", {})
+            old["metadata"] |= {"deletionTimestamp": "2026-11-22T13:50:58Z", "finalizers": ["a/b"]}
+            document = review(source, changes | {"/operation": "UPDATE", "/oldObject": old})
+            with self.subTest(policy=name, review=source, changes=changes):
+                self.assertEqual(mutate(document, BY_NAME[name]), document)
+                self.assertIsNone(verdict(document, BY_NAME[name]))
+
+    def test_constants_from_json(self):
+        """A file beside the policy may set them: what JSON makes of each does as well."""
+        changed = 0
+        for name, source, changes, _ in PATCHES + DENIALS:
+            policy = BY_NAME[name]
+            scope = (policy.mutate or policy.validate).__globals__
+            constants = {key: value for key, value in scope.items() if key.isupper()}
+            from_json = json.loads(json.dumps(constants))
+            changed += from_json != constants
+            document = review(source, changes)
+            with self.subTest(policy=name, review=source, changes=changes):
+                before = mutate(document, policy), verdict(document, policy)
+                with mock.patch.dict(scope, from_json):
+                    self.assertEqual((mutate(document, policy), verdict(document, policy)), before)
+        self.assertGreater(changed, 20)
+
+    def test_sidecar_shares_what_the_constant_says(self):
+        policy = BY_NAME["sidecar"]
+        document = review("create-pod-dryrun", {"/object/metadata/annotations": OPTED_IN})
+        shared = {"name": "app-logs", "mountPath": "/logs"}
+        with mock.patch.dict(policy.mutate.__globals__, SHARED=shared):
+            spec = mutate(document, policy)["request"]["object"]["spec"]
+        self.assertIn(shared, spec["containers"][0]["volumeMounts"])
+        self.assertEqual(spec["initContainers"][0]["volumeMounts"], [shared | {"readOnly": True}])
 
     def test_exec_is_audited(self):
         changes = {"/namespace": "shop", "/userInfo/groups": ["on-call"]}
@@ -1497,6 +1588,22 @@ class Documentation(unittest.TestCase):
                 self.assertEqual(int(lines), len(text.splitlines()))
                 self.assertIn(f" Rule: {rule}. ", f" {self.header(text)} ")
 
+    def test_rules(self):
+        """Each names operations and resources as a webhook configuration does."""
+        resource = r"((apps|batch|networking\.k8s\.io)/)?[a-z]+(/[a-z]+)?"
+        operations = "(CREATE|UPDATE|DELETE|CONNECT)"
+        clause = rf"({operations}(, {operations})* of )?{resource}(, {resource})*"
+        core = {"pods", "services", "configmaps", "secrets", "namespaces", "persistentvolumeclaims"}
+        for name, path in self.files.items():
+            with self.subTest(policy=name):
+                rule = re.search(r"Rule: (.*?)\. ", self.header(path.read_text()) + " ")[1]
+                self.assertRegex(rule, rf"^{operations}.* of ")
+                for part in rule.split("; "):
+                    self.assertRegex(part, f"^{clause}$")
+                    for each in part.rpartition(" of ")[2].split(", "):
+                        grouped = each.startswith(("apps/", "batch/", "networking.k8s.io/"))
+                        self.assertTrue(grouped or each.partition("/")[0] in core, each)
+
     def header(self, text: str) -> str:
         docstring = re.match(r'"""(.*?)"""', text, re.S)
         return " ".join(docstring[1].split())
@@ -1509,6 +1616,23 @@ class Documentation(unittest.TestCase):
                 self.assertLess(len(text.splitlines()), 60)
                 self.assertNotRegex(text, r"(?m)^\s*(import|from) (?!objects import )")
                 self.assertRegex(self.header(text), r"(Reads|Writes) ")
+
+    def test_webhook_entries_stop_nobody(self):
+        """Whoever copies them asks as little of the cluster as the shipped configurations do, and
+        finds them again: certs.py and the removal go by the label."""
+        path = ROOT / "manifests/80-mutatingwebhookconfiguration.yaml"
+        shipped = yaml.safe_load(path.read_text())
+        example = webhook_configuration()
+        self.assertEqual(example["metadata"]["labels"], shipped["metadata"]["labels"])
+        selector = shipped["webhooks"][0]["namespaceSelector"]
+        for entry in example["webhooks"]:
+            with self.subTest(entry=entry["name"]):
+                for key in ("failurePolicy", "sideEffects", "admissionReviewVersions"):
+                    self.assertEqual(entry[key], shipped["webhooks"][0][key])
+                own = entry["namespaceSelector"]
+                self.assertEqual(own["matchLabels"], selector["matchLabels"])
+                left_out = [set(each["matchExpressions"][0]["values"]) for each in (own, selector)]
+                self.assertGreaterEqual(*left_out)
 
     def test_webhook_entries(self):
         """They are for policies that there are, with the operations that these need."""

@@ -1,14 +1,15 @@
 """Images are pinned: each container names a tag other than latest, or a digest.
 
 Reads the image of init, plain and ephemeral containers, in pods and in pod templates; what an
-UPDATE leaves as it was stays allowed. Rule: CREATE, UPDATE of pods and pods/ephemeralcontainers.
+UPDATE leaves as it was stays allowed.
+Rule: CREATE, UPDATE of pods, pods/ephemeralcontainers.
 """
 
 from objects import containers_of, read
 
 
 def validate(obj, request):
-    for container in containers_of(obj, request):
+    for container in containers_of(obj, request, field="image"):
         name, image = container.get("name"), read(container, "image", str)
         if not pinned(image):
             request.deny(

@@ -1,7 +1,8 @@
 """Objects say who created them, in an annotation that nobody can forge or take away.
 
 Reads userInfo.username and the old object; writes metadata.annotations.
-Rule: CREATE, UPDATE of deployments, statefulsets, jobs, services, configmaps and secrets.
+Rule: CREATE, UPDATE of services, configmaps, secrets; apps/deployments, apps/statefulsets;
+batch/jobs.
 Whatever the user puts there is replaced: on UPDATE by what the object had before. What a controller
 makes names the controller's user. validate refuses what another webhook made of it afterwards.
 """

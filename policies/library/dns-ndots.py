@@ -1,7 +1,8 @@
 """Names with two dots or more are looked up as they are first: most lookups of names outside the
 cluster then take one query instead of several.
 
-Reads spec.dnsPolicy; writes spec.dnsConfig.options. Rule: CREATE of pods.
+Reads spec.dnsPolicy; writes spec.dnsConfig.options.
+Rule: CREATE of pods.
 An ndots option that is there stays. A name like service.namespace.svc has two dots, and still
 resolves: the search list comes second.
 """

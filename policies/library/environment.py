@@ -1,7 +1,8 @@
 """Containers get environment variables: constants, facts about the pod, values from a ConfigMap
 and a Secret.
 
-Writes the env of init and plain containers. Rule: CREATE of pods.
+Writes the env of init and plain containers.
+Rule: CREATE of pods.
 A variable that is there already stays.
 """
 

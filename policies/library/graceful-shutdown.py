@@ -2,7 +2,8 @@
 balancers have noticed.
 
 Reads the ports of plain containers; writes their lifecycle.preStop, and
-spec.terminationGracePeriodSeconds. Rule: CREATE of pods.
+spec.terminationGracePeriodSeconds.
+Rule: CREATE of pods.
 A preStop that is there stays. The grace period is lengthened where it is 30 s, which is what the
 API server fills in; any other is the pod's own, and one too short for the pause gets none.
 Needs Kubernetes 1.30 (the sleep action); the kubelet sleeps, so the image needs no shell.

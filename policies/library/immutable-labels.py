@@ -1,7 +1,7 @@
 """Labels that others rely on (bills, network policies) never change.
 
 Reads metadata.labels of the object and the old object.
-Rule: UPDATE of namespaces, deployments, statefulsets, daemonsets, services and pods.
+Rule: UPDATE of namespaces, pods, services; apps/deployments, apps/statefulsets, apps/daemonsets.
 A label that was missing can be added.
 """
 

@@ -1,19 +1,21 @@
 """An Ingress has a class, and TLS for its hosts, with a certificate from cert-manager.
 
 Reads spec.rules; writes spec.ingressClassName, spec.tls and metadata.annotations.
-Rule: CREATE, UPDATE of ingresses.
+Rule: CREATE, UPDATE of networking.k8s.io/ingresses.
 A class, also in the old annotation, and any tls stay as they are.
 """
 
-from objects import edit, read
+from objects import edit, kind_of, read, terminating
 
 CLASS = "nginx"
 ISSUER = {"cert-manager.io/cluster-issuer": "letsencrypt"}
 
 
 def mutate(obj, request):
-    if request.kind.kind != "Ingress" or request.sub_resource:
+    if kind_of(request) != "networking.k8s.io/Ingress" or request.sub_resource:
         return
+    if terminating(request):
+        return  # no certificate for what goes
     spec = edit(obj, "spec", dict)
     annotations = read(obj, "metadata.annotations", dict)
     if not spec.get("ingressClassName") and "kubernetes.io/ingress.class" not in annotations:

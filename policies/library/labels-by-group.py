@@ -1,7 +1,8 @@
 """Objects carry the label of the team that created them, found by the user's group.
 
 Reads userInfo.groups; writes metadata.labels, also of pod templates.
-Rule: CREATE of deployments, statefulsets, daemonsets, jobs, cronjobs, services and configmaps.
+Rule: CREATE of services, configmaps; apps/deployments, apps/statefulsets, apps/daemonsets;
+batch/jobs, batch/cronjobs.
 A label that is there already stays. What a controller creates (the pods of a Deployment) is
 created by the controller's user: those get the label from the template.
 """

@@ -1,11 +1,12 @@
 """Objects carry the labels and annotations of their namespace: cost centre, environment, owner.
 
 Reads the namespace's name; writes metadata.labels and metadata.annotations, also of pod templates.
-Rule: CREATE, UPDATE of pods, services, deployments, statefulsets, daemonsets, jobs and cronjobs.
+Rule: CREATE, UPDATE of pods, services; apps/deployments, apps/statefulsets, apps/daemonsets;
+batch/jobs, batch/cronjobs.
 What is there already stays.
 """
 
-from objects import edit, pod_of
+from objects import edit, pod_of, terminating
 
 # For the namespace of this name; "*" is for all of them, and a name's own entry wins over it.
 LABELS = {
@@ -18,7 +19,7 @@ ANNOTATIONS = {
 
 
 def mutate(obj, request):
-    if request.sub_resource:
+    if request.sub_resource or terminating(request):
         return  # a Scale, an Eviction or an exec is no object of its own
     for path, table in ("metadata.labels", LABELS), ("metadata.annotations", ANNOTATIONS):
         wanted = table.get("*", {}) | table.get(request.namespace, {})

@@ -1,7 +1,8 @@
 """Pods get no service account token, unless they ask for one.
 
 Reads spec.serviceAccountName; writes spec.automountServiceAccountToken, and takes the token's
-volume and its mounts out of a Pod. Rule: CREATE of pods.
+volume and its mounts out of a Pod.
+Rule: CREATE of pods.
 A pod that says automountServiceAccountToken: true keeps its token. The field alone would do nothing
 to a Pod: the API server mounts the token before it calls webhooks.
 """

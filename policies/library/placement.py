@@ -37,5 +37,6 @@ def prefer(label, value, affinity):
 
 
 def of_daemonset(pod, request):
+    """Of any group: OpenKruise's DaemonSet too makes a pod for each node."""
     owners = read(pod, "metadata.ownerReferences", [dict])
     return any(owner.get("kind") == "DaemonSet" for owner in owners)

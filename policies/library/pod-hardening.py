@@ -1,7 +1,8 @@
 """Pods run as the "restricted" Pod Security Standard wants it, unless they say otherwise.
 
 Writes spec.securityContext (runAsNonRoot, seccompProfile) and the securityContext of init and plain
-containers (allowPrivilegeEscalation, capabilities). Rule: CREATE of pods.
+containers (allowPrivilegeEscalation, capabilities).
+Rule: CREATE of pods.
 What the pod sets stays. runAsNonRoot is left out where something asks for user 0; an image whose
 user is root, or a name instead of a number, then does not start. Windows pods have none of these.
 """

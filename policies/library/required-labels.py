@@ -1,6 +1,7 @@
 """Workloads carry the labels that say what they are and who answers for them.
 
-Reads metadata.labels. Rule: CREATE, UPDATE of deployments, statefulsets, daemonsets and cronjobs.
+Reads metadata.labels.
+Rule: CREATE, UPDATE of apps/deployments, apps/statefulsets, apps/daemonsets; batch/cronjobs.
 An object that has lacked a label so far can still be changed.
 """
 

@@ -14,14 +14,13 @@ ANNOTATION = "example.com/inject-log-agent"
 NATIVE = True  # an init container that keeps running: Kubernetes 1.29 and later; else plain
 SHARED = {"name": "app-logs", "mountPath": "/var/log/app"}
 VOLUME = {"name": "app-logs", "emptyDir": {"sizeLimit": "100Mi"}}
-SIDECAR = {  # complete, so that it needs nothing from other policies
+SIDECAR = {  # complete but for the shared mount, so that it needs nothing from other policies
     "name": "log-agent",
     "image": "registry.example.com/log-agent:1.4.2",
     "imagePullPolicy": "Always",
     "args": ["--follow", "/var/log/app"],
     "resources": {"requests": {"cpu": "20m", "memory": "32Mi"}, "limits": {"memory": "64Mi"}},
     "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
-    "volumeMounts": [SHARED | {"readOnly": True}],
 }
 
 
@@ -34,7 +33,9 @@ def mutate(obj, request):
         if container.get("name") != SIDECAR["name"]:
             add(container, "volumeMounts", SHARED, key="mountPath")
     add(pod, "spec.volumes", VOLUME)
+    mounts = [*SIDECAR.get("volumeMounts", []), SHARED | {"readOnly": True}]
+    agent = SIDECAR | {"volumeMounts": mounts}
     if NATIVE and SIDECAR["name"] not in names:
-        add(pod, "spec.initContainers", SIDECAR | {"restartPolicy": "Always"})
+        add(pod, "spec.initContainers", agent | {"restartPolicy": "Always"})
     elif not NATIVE:
-        add(pod, "spec.containers", SIDECAR)
+        add(pod, "spec.containers", agent)

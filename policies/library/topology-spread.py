@@ -1,6 +1,7 @@
 """The pods of an application spread over zones and nodes.
 
-Reads the pod's labels; writes spec.topologySpreadConstraints. Rule: CREATE of pods.
+Reads the pod's labels; writes spec.topologySpreadConstraints.
+Rule: CREATE of pods.
 A pod with constraints of its own keeps just those. One without an application's label, or of a Job
 or a DaemonSet, is left alone. ScheduleAnyway: a preference, so that nothing stays pending.
 """
@@ -9,7 +10,7 @@ from objects import add, pod_of, read
 
 LABELS = ("app.kubernetes.io/name", "app")  # the first that the pod has says what belongs together
 TOPOLOGY = ("topology.kubernetes.io/zone", "kubernetes.io/hostname")
-OWNERS = ("Job", "DaemonSet")
+OWNERS = ("Job", "DaemonSet")  # of any group: Volcano's Job and OpenKruise's DaemonSet too
 
 
 def mutate(obj, request):

@@ -7,7 +7,7 @@ replaced: the API server has filled it in before it calls webhooks. Claims that 
 come by here too. A claim that is over the limit already can be changed, but not grown.
 """
 
-from objects import edit, read
+from objects import edit, kind_of, read
 
 CLUSTER_DEFAULT = "standard"
 CLASSES = {"shop": "fast"}  # namespace: class
@@ -18,7 +18,7 @@ UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("KMGTPE", 1)}
 
 def mutate(obj, request):
     wanted = CLASSES.get(request.namespace)
-    if request.kind.kind != "PersistentVolumeClaim" or request.operation != "CREATE" or not wanted:
+    if kind_of(request) != "PersistentVolumeClaim" or request.operation != "CREATE" or not wanted:
         return  # the class of a claim that exists is immutable
     spec = edit(obj, "spec", dict)
     if spec.get("storageClassName") in (None, CLUSTER_DEFAULT) and not spec.get("volumeName"):
@@ -26,7 +26,7 @@ def mutate(obj, request):
 
 
 def validate(obj, request):
-    if request.kind.kind != "PersistentVolumeClaim" or obj is None:
+    if kind_of(request) != "PersistentVolumeClaim" or obj is None:
         return
     limit = LIMITS.get(request.namespace, LIMITS["*"])
     size, before = storage(obj, request), storage(request.old_object or {}, request)
