@@ -595,7 +595,7 @@ class AnswersTest(unittest.TestCase):
         files["tls-key"] = "webhook-certs/server-key.pem"
         flags = [f"--{flag}={cls.folder}/{path}" for flag, path in files.items()]
         log = cls.folder / "whook.log"
-        cls.server.enter_context(whook(log, *flags, "--workers=1", *arguments))
+        cls.server.enter_context(whook(log, *flags, *arguments))
 
     @classmethod
     def stop(cls) -> None:
