@@ -268,7 +268,7 @@ class DeploymentTest(unittest.TestCase):
         self.assertEqual(flags["policy"], "/policies")
         self.assertNotIn("workers", flags, "the processor limit says how many")
         grace = self.template["spec"]["terminationGracePeriodSeconds"]
-        self.assertGreater(grace, whook.GRACE_PERIOD + whook.STUCK_AFTER)
+        self.assertGreater(grace, whook.GRACE_PERIOD + whook.SETTLE_TIME)
         self.assertNotIn("grace-period", flags)
 
     def test_paths_are_mounted_from_what_holds_them(self) -> None:

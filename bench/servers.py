@@ -59,8 +59,7 @@ def whook(*options: str, policies: str = str(ROOT / "policies" / "team-label.py"
         policy = ["--policy", policies] if policies else []
         return [interpreter(), str(ROOT / "whook.py"), "--tls-cert", place.cert,
                 "--tls-key", place.key, "--host", "127.0.0.1", "--port", str(place.port),
-                "--workers", str(place.workers), "--health-port", "0",
-                *policy, *options]  # fmt: skip
+                "--health-port", "0", *policy, *options]  # fmt: skip
 
     return Peer("whook", command, ROOT / "whook.py")
 
