@@ -21,7 +21,7 @@ MANIFESTS = TOP / "manifests"
 FILES = sorted(MANIFESTS.rglob("*.yaml"))
 LABEL = "app.kubernetes.io/name"
 
-# What a cluster of 1.25 serves and one of today still does, and the Prometheus operator's.
+# What a cluster of 1.27 serves and one of today still does, and the Prometheus operator's.
 APIS = {
     "ClusterRole": "rbac.authorization.k8s.io/v1",
     "ClusterRoleBinding": "rbac.authorization.k8s.io/v1",
@@ -34,18 +34,17 @@ APIS = {
     "Namespace": "v1",
     "NetworkPolicy": "networking.k8s.io/v1",
     "PodDisruptionBudget": "policy/v1",
+    "PodMonitor": "monitoring.coreos.com/v1",
     "PrometheusRule": "monitoring.coreos.com/v1",
     "Role": "rbac.authorization.k8s.io/v1",
     "RoleBinding": "rbac.authorization.k8s.io/v1",
     "Service": "v1",
     "ServiceAccount": "v1",
-    "ServiceMonitor": "monitoring.coreos.com/v1",
     "ValidatingWebhookConfiguration": "admissionregistration.k8s.io/v1",
 }
 COMPANIONS = {  # what may stand in one file with it
     "Role": ["RoleBinding"],
     "ClusterRole": ["ClusterRoleBinding"],
-    "ServiceMonitor": ["Service"],
 }
 CLUSTER_WIDE = {
     "ClusterRole",
@@ -107,8 +106,9 @@ class FilesTest(unittest.TestCase):
                 self.assertRegex(path.read_text(), r"(?m)^ *# \w")
 
     def test_the_namespace_comes_first(self) -> None:
-        first = min(MANIFESTS.glob("*.yaml"))
-        self.assertEqual([o["kind"] for o in load(first)], ["Namespace"])
+        for folder in (MANIFESTS, MANIFESTS / "renewal"):
+            first = min(folder.glob("*.yaml"))
+            self.assertEqual([o["kind"] for o in load(first)], ["Namespace"])
 
     def test_webhook_configurations_come_last(self) -> None:
         kinds = [o["kind"] for f in sorted(MANIFESTS.glob("*.yaml")) for o in load(f)]
@@ -122,7 +122,10 @@ class FilesTest(unittest.TestCase):
                 with self.subTest(f"{path.name}: {item['kind']}"):
                     self.assertEqual(item["apiVersion"], APIS[item["kind"]])
                     inside = path.parent.name != "examples" and item["kind"] not in CLUSTER_WIDE
-                    self.assertEqual(item["metadata"].get("namespace"), "whook" if inside else None)
+                    expected = "whook" if inside else None
+                    if inside and path.parent.name == "renewal" and "Role" not in item["kind"]:
+                        expected = "whook-renewal"  # its rights are where the Secret is
+                    self.assertEqual(item["metadata"].get("namespace"), expected)
 
     def test_no_object_is_there_twice(self) -> None:
         for folder in (".", "renewal"):
@@ -155,7 +158,7 @@ class WebhookConfigurationTest(unittest.TestCase):
                     {
                         "key": "kubernetes.io/metadata.name",
                         "operator": "NotIn",
-                        "values": ["kube-system", "whook"],
+                        "values": ["kube-system", "whook", "whook-renewal"],
                     }
                 ],
             },
@@ -213,15 +216,43 @@ class DeploymentTest(unittest.TestCase):
             spec["strategy"],
             {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
         )
-        self.assertNotIn("replicas", spec)
+        self.assertEqual(spec["replicas"], 2)
         scaler = one("HorizontalPodAutoscaler")["spec"]
-        self.assertEqual(scaler["minReplicas"], 2)
+        self.assertEqual(scaler["minReplicas"], spec["replicas"])
         self.assertGreater(scaler["maxReplicas"], 2)
         self.assertEqual(
             scaler["scaleTargetRef"],
             {"apiVersion": "apps/v1", "kind": "Deployment", "name": "whook"},
         )
-        self.assertEqual(one("PodDisruptionBudget")["spec"]["maxUnavailable"], 1)
+
+    def test_an_unhealthy_pod_stops_no_drain_and_a_single_node_is_told_the_way_out(self) -> None:
+        budget = one("PodDisruptionBudget")["spec"]
+        self.assertEqual(budget["maxUnavailable"], 1)
+        self.assertEqual(budget["unhealthyPodEvictionPolicy"], "AlwaysAllow")
+        text = (MANIFESTS / "70-poddisruptionbudget.yaml").read_text()
+        self.assertIn("#   kubectl delete poddisruptionbudget whook -n whook\n", text)
+
+    def test_spreading_is_left_to_the_scheduler(self) -> None:
+        """Constraints of ours turn its own off, and were ignored on nodes without a zone."""
+        self.assertNotIn("topologySpreadConstraints", self.template["spec"])
+
+    def test_one_thread_has_one_core_and_probes_have_time(self) -> None:
+        self.assertEqual(
+            self.container["resources"],
+            {
+                "requests": {"cpu": "250m", "memory": "64Mi"},
+                "limits": {"cpu": "1", "memory": "256Mi"},
+            },
+        )
+        (metric,) = one("HorizontalPodAutoscaler")["spec"]["metrics"]
+        self.assertEqual(metric["resource"]["target"]["averageUtilization"], 70)
+        self.assertEqual(self.container["readinessProbe"]["timeoutSeconds"], 3)
+        self.assertEqual(self.container["livenessProbe"]["timeoutSeconds"], 5)
+
+    def test_a_priority_class_is_there_for_whoever_fails_closed(self) -> None:
+        self.assertNotIn("priorityClassName", self.template["spec"])
+        text = (MANIFESTS / "50-deployment.yaml").read_text()
+        self.assertIn("      # priorityClassName: system-cluster-critical\n", text)
 
     def test_every_selector_finds_the_pods(self) -> None:
         labels = self.template["metadata"]["labels"]
@@ -231,10 +262,8 @@ class DeploymentTest(unittest.TestCase):
             "budget": one("PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
             "network": one("NetworkPolicy")["spec"]["podSelector"]["matchLabels"],
         }
-        for spread in self.template["spec"]["topologySpreadConstraints"]:
-            self.assertEqual(spread["whenUnsatisfiable"], "ScheduleAnyway")
-            selectors[spread["topologyKey"]] = spread["labelSelector"]["matchLabels"]
-        self.assertIn("kubernetes.io/hostname", selectors)
+        monitor = one("PodMonitor", "monitoring")["spec"]
+        selectors["monitor"] = monitor["selector"]["matchLabels"]
         for name, selector in selectors.items():
             with self.subTest(name):
                 self.assertTrue(selector)
@@ -253,6 +282,8 @@ class DeploymentTest(unittest.TestCase):
             self.assertEqual(
                 self.container[probe]["httpGet"], {"path": path, "port": "health"}, probe
             )
+        (endpoint,) = one("PodMonitor", "monitoring")["spec"]["podMetricsEndpoints"]
+        self.assertEqual((endpoint["port"], endpoint["path"]), ("health", "/metrics"))
 
     def test_network(self) -> None:
         spec = one("NetworkPolicy")["spec"]
@@ -268,9 +299,10 @@ class DeploymentTest(unittest.TestCase):
         self.assertEqual(flags["tls-cert"], "/certs/tls.crt")
         self.assertEqual(flags["tls-key"], "/certs/tls.key")
         self.assertEqual(flags["policy"], "/policies")
-        self.assertNotIn("workers", flags, "the processor limit says how many")
+        self.assertNotIn("workers", flags)
+        longest = 30  # seconds: what the API server takes as a webhook's timeoutSeconds at most
         grace = self.template["spec"]["terminationGracePeriodSeconds"]
-        self.assertGreater(grace, whook.GRACE_PERIOD + whook.STUCK_AFTER)
+        self.assertGreater(grace, whook.GRACE_PERIOD + longest)
         self.assertNotIn("grace-period", flags)
 
     def test_paths_are_mounted_from_what_holds_them(self) -> None:
@@ -298,11 +330,17 @@ class DeploymentTest(unittest.TestCase):
 
 
 class PodSecurityTest(unittest.TestCase):
-    """Both pods, by the rules of the restricted standard that their namespace enforces."""
+    """Both pods, by the rules of the restricted standard that their namespaces enforce."""
 
-    def test_namespace_enforces_the_restricted_standard(self) -> None:
-        labels = one("Namespace")["metadata"]["labels"]
-        self.assertEqual(labels["pod-security.kubernetes.io/enforce"], "restricted")
+    def test_namespaces_enforce_the_restricted_standard(self) -> None:
+        """Of one version, so that a cluster's upgrade warns before anything is refused."""
+        expected = {"enforce": "restricted", "enforce-version": "v1.36"}
+        expected |= {"warn": "restricted", "warn-version": "latest"}
+        expected |= {"audit": "restricted", "audit-version": "latest"}
+        for folder in (".", "renewal"):
+            labels = one("Namespace", folder)["metadata"]["labels"]
+            labels = {k.removeprefix("pod-security.kubernetes.io/"): labels[k] for k in labels}
+            self.assertEqual({k: v for k, v in labels.items() if k != LABEL}, expected)
 
     def test_pods_have_no_privilege(self) -> None:
         for owner in (one("Deployment"), one("CronJob", "renewal")):
@@ -320,6 +358,7 @@ class PodSecurityTest(unittest.TestCase):
                         "seccompProfile": {"type": "RuntimeDefault"},
                     },
                 )
+                self.assertIs(spec["enableServiceLinks"], False)
                 self.assertIn(f"USER {user}:{user}\n", (TOP / "Dockerfile").read_text())
                 self.assertEqual(
                     container_of(owner)["securityContext"],
@@ -337,8 +376,8 @@ class PodSecurityTest(unittest.TestCase):
 
     def test_images_have_a_version(self) -> None:
         for owner, name in (
-            (one("Deployment"), "whook"),
-            (one("CronJob", "renewal"), "whook-certs"),
+            (one("Deployment"), "localhost/whook"),
+            (one("CronJob", "renewal"), "localhost/whook-certs"),
             (one("Deployment", "examples"), "busybox"),
         ):
             self.assertRegex(container_of(owner)["image"], rf"^{name}:\d+\.\d+\.\d+$")
@@ -358,8 +397,25 @@ class PermissionsTest(unittest.TestCase):
             role, binding = one(kind, "renewal"), one(kind + "Binding", "renewal")
             reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": kind}
             self.assertEqual(binding["roleRef"], {**reference, "name": role["metadata"]["name"]})
-            account = {"kind": "ServiceAccount", "name": "whook-certs", "namespace": "whook"}
-            self.assertEqual(binding["subjects"], [account])
+            account = {"kind": "ServiceAccount", "name": "whook-certs"}
+            self.assertEqual(binding["subjects"], [account | {"namespace": "whook-renewal"}])
+
+    def test_the_renewal_reaches_the_api_server_and_the_pods_and_nothing_else(self) -> None:
+        spec = one("NetworkPolicy", "renewal")["spec"]
+        labels = pod_of(one("CronJob", "renewal"))["metadata"]["labels"]
+        self.assertTrue(matches(spec["podSelector"]["matchLabels"], labels))
+        self.assertEqual(spec["policyTypes"], ["Ingress", "Egress"])
+        self.assertNotIn("ingress", spec)
+        api, pods = spec["egress"]
+        self.assertEqual([p["port"] for p in api["ports"]], [443, 6443, 8443, 16443])
+        (to,) = pods["to"]
+        server = one("Deployment")
+        space = {"kubernetes.io/metadata.name": server["metadata"]["namespace"]}
+        self.assertEqual(to["namespaceSelector"]["matchLabels"], space)
+        served = pod_of(server)["metadata"]["labels"]
+        self.assertTrue(matches(to["podSelector"]["matchLabels"], served))
+        port = {"protocol": "TCP", "port": container_of(server)["ports"][0]["containerPort"]}
+        self.assertEqual(pods["ports"], [port])
 
     def test_the_renewal_runs_as_its_own_account_and_never_serves(self) -> None:
         cronjob = one("CronJob", "renewal")
@@ -371,10 +427,8 @@ class PermissionsTest(unittest.TestCase):
 
     def test_the_key_never_reaches_a_disk(self) -> None:
         cronjob = one("CronJob", "renewal")
-        (volume,) = pod_of(cronjob)["spec"]["volumes"]
-        self.assertEqual(volume["emptyDir"]["medium"], "Memory")
-        (mount,) = container_of(cronjob)["volumeMounts"]
-        self.assertEqual(mount, {"name": volume["name"], "mountPath": "/tmp"})
+        self.assertNotIn("volumes", pod_of(cronjob)["spec"])
+        self.assertNotIn("volumeMounts", container_of(cronjob))
         flags = flags_of(container_of(cronjob))
         self.assertEqual(flags["cert-dir"], "")
         self.assertEqual(set(flags) - known_flags("certs.py"), set())
@@ -456,6 +510,13 @@ class DockerfileTest(unittest.TestCase):
                 self.assertTrue(found, f"{source} is not in the build context")
                 copied |= found
         self.assertEqual(build_context(), copied)
+
+    def test_names_of_the_images_are_those_that_the_pods_ask_for(self) -> None:
+        for owner, name in ((one("Deployment"), "whook"), (one("CronJob", "renewal"), "certs")):
+            image = container_of(owner)["image"]
+            command = f"docker build --target {name} -t {image} ."
+            for page in ("Dockerfile", "README.md"):
+                self.assertIn(command, (TOP / page).read_text(), page)
 
     @unittest.skipUnless(shutil.which("buildah"), "buildah is not there")
     def test_buildah_builds_it(self) -> None:
