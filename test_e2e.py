@@ -53,6 +53,8 @@ REFUSED = (
     ' "validate.whook.local" denied the request: container "main": image "shop:latest" has a'
     " mutable tag; pin a version or a digest"
 )
+# How an API server counts the calls that failed, and were ignored.
+FAILED_OPEN = 'apiserver_admission_webhook_fail_open_count{name="mutate.whook.local",type="admit"}'
 
 # How an API server is given a client certificate for the webhooks that it calls.
 ADMISSION = """\
@@ -432,6 +434,7 @@ class StoryTest(unittest.TestCase):
         with whook(self.folder / "laptop.log", *arguments):
             wait_for(self.is_mutated, "the API server to call the laptop", WITHIN)
         self.assertFalse(self.is_mutated(), "with no whook, failurePolicy Ignore lets pods through")
+        self.assertIn(FAILED_OPEN, kubectl("get --raw /metrics"), "what WhookFailsOpen looks at")
 
     def return_to_normal(self) -> None:
         kubectl("delete -f manifests/debug/")

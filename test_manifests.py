@@ -3,6 +3,8 @@ other, and against the programs they start. test_e2e.py applies them to a real A
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shutil
 import subprocess
@@ -434,6 +436,196 @@ class PermissionsTest(unittest.TestCase):
         self.assertEqual(set(flags) - known_flags("certs.py"), set())
         job = cronjob["spec"]["jobTemplate"]["spec"]
         self.assertGreater(job["activeDeadlineSeconds"], int(flags["timeout"]))
+
+
+# What each alert is tried on: series and their values every 30 s (promtool's notation: 1x9 is ten
+# ones, _x9 nine gaps), the time at which it is looked at, and the labels of the alert that fires,
+# or None.
+OPEN = "apiserver_admission_webhook_fail_open_count"
+OURS = '{name="validate.whook.local",type="validating"}'
+UP = 'up{namespace="whook",container="whook",pod="a"}'
+RESTARTS = 'kube_pod_container_status_restarts_total{namespace="whook",container="whook",pod="a"}'
+STOPPED = 'whook_policy_errors_total{policy="tags",cause="time",pod="a"}'
+REVIEWS = "whook_reviews_total"
+BUCKET = "whook_review_duration_seconds_bucket"
+ALERTS: dict[str, list[tuple[str, dict[str, str], str, dict[str, str] | None]]] = {
+    "WhookDown": [
+        ("no pod is there", {}, "3m", {}),
+        (
+            "none is ready",
+            {'whook_ready{pod="a"}': "0x20", 'whook_ready{pod="b"}': "0x20"},
+            "3m",
+            {},
+        ),
+        ("one is", {'whook_ready{pod="a"}': "0x20", 'whook_ready{pod="b"}': "1x20"}, "3m", None),
+        ("none, for a minute", {'whook_ready{pod="a"}': "1x10 0x2 1x9"}, "6m", None),
+    ],
+    "WhookFailsOpen": [
+        ("the first call", {OPEN + OURS: "_x40 1x40"}, "21m", {"name": "validate.whook.local"}),
+        ("one more", {OPEN + OURS: "3x40 4x40"}, "22m", {"name": "validate.whook.local"}),
+        ("long ago", {OPEN + OURS: "_x10 1x90"}, "30m", None),
+        ("somebody else", {OPEN + '{name="a.example.com"}': "3x40 4x40"}, "22m", None),
+    ],
+    "WhookDoesNotStart": [
+        (
+            "it ends at once",
+            {UP: "0x20"},
+            "6m",
+            {"namespace": "whook", "container": "whook", "pod": "a"},
+        ),
+        ("it starts", {UP: "0x6 1x20"}, "3m", None),
+        ("another container", {'up{namespace="whook",container="x"}': "0x20"}, "6m", None),
+    ],
+    "WhookRestarts": [
+        (
+            "every ten minutes",
+            {RESTARTS: " ".join(f"{n}x19" for n in range(8))},
+            "70m",
+            {"namespace": "whook", "container": "whook", "pod": "a"},
+        ),
+        ("once", {RESTARTS: "0x60 1x80"}, "70m", None),
+    ],
+    "WhookCertificateExpiresSoon": [
+        ("in 13 days", {"whook_certificate_not_after_timestamp_seconds": "1123200x200"}, "70m", {}),
+        (
+            "in 30 days",
+            {"whook_certificate_not_after_timestamp_seconds": "2592000x200"},
+            "70m",
+            None,
+        ),
+    ],
+    "WhookReloadFails": [
+        (
+            "for an hour",
+            {'whook_reload_failing{what="policies",pod="a"}': "0x4 1x120"},
+            "62m",
+            {"what": "policies"},
+        ),
+        ("mended", {'whook_reload_failing{what="policies",pod="a"}': "1x40 0x80"}, "25m", None),
+    ],
+    "WhookPolicyErrors": [
+        (
+            "two of 102",
+            {REVIEWS + '{outcome="allowed"}': "0+100x40", REVIEWS + '{outcome="error"}': "0+2x40"},
+            "15m",
+            {},
+        ),
+        (
+            "one of 201",
+            {REVIEWS + '{outcome="allowed"}': "0+200x40", REVIEWS + '{outcome="error"}': "0+1x40"},
+            "15m",
+            None,
+        ),
+        ("nothing to do", {REVIEWS + '{outcome="error"}': "5x40"}, "15m", None),
+    ],
+    "WhookPolicyStopped": [
+        ("the first time", {STOPPED: "_x40 1x40"}, "21m", {"policy": "tags"}),
+        ("once more", {STOPPED: "1x60 2x40"}, "32m", {"policy": "tags"}),
+        ("long ago", {STOPPED: "_x10 1x90"}, "40m", None),
+        ("another cause", {STOPPED.replace("time", "exception"): "0+1x90"}, "40m", None),
+    ],
+    "WhookSlow": [
+        (
+            "a tenth takes longer",
+            {
+                f'{BUCKET}{{le="{le}"}}': f"0+{n}x40"
+                for le, n in ((0.5, 90), (1, 100), ("+Inf", 100))
+            },
+            "15m",
+            {},
+        ),
+        (
+            "none does",
+            {f'{BUCKET}{{le="{le}"}}': "0+100x40" for le in (0.5, 1, "+Inf")},
+            "15m",
+            None,
+        ),
+    ],
+    "WhookSheds": [
+        ("it is full", {'whook_refusals_total{reason="503"}': "0+5x40"}, "15m", {}),
+        ("others' rubbish", {'whook_refusals_total{reason="400"}': "0+5x40"}, "15m", None),
+    ],
+    "WhookLogLinesDropped": [
+        ("some", {"whook_log_lines_dropped_total": "0x20 7x20"}, "15m", {}),
+        ("long ago", {"whook_log_lines_dropped_total": "0x20 7x90"}, "40m", None),
+    ],
+}
+# Something of everything that the dashboard shows.
+SHOWN = {
+    f'{BUCKET}{{le="0.5"}}': "0+100x40",
+    f'{BUCKET}{{le="+Inf"}}': "0+100x40",
+    REVIEWS + '{path="/mutate",operation="CREATE",kind="Pod",outcome="allowed"}': "0+100x40",
+    'whook_build_info{version="1.0.0",python="3.14.10"}': "1x40",
+    "whook_certificate_not_after_timestamp_seconds": "2592000x40",
+    "whook_connections": "8x40",
+    'whook_held_bytes{pod="a"}': "4096x40",
+    "whook_log_lines_dropped_total": "0x40",
+    'whook_patch_operations_total{policy="tags"}': "0+1x40",
+    'whook_policies_info{hash="abc"}': "1x40",
+    'whook_policy_duration_seconds_count{policy="tags"}': "0+100x40",
+    'whook_policy_duration_seconds_sum{policy="tags"}': "0+1x40",
+    STOPPED: "0+1x40",
+    "whook_ready": "1x40",
+    'whook_refusals_total{reason="400"}': "0+1x40",
+    'whook_reload_failing{what="policies"}': "0x40",
+    'whook_reload_timestamp_seconds{what="policies"}': "5x40",
+}
+
+
+@unittest.skipUnless(
+    shutil.which("promtool") or "WHOOK_CI" in os.environ,
+    "promtool is not there (on Debian: package prometheus)",
+)
+class MonitoringTest(unittest.TestCase):
+    """Every expression of the alerts and the dashboard, run by promtool on made-up series."""
+
+    def setUp(self) -> None:
+        (self.group,) = one("PrometheusRule", "monitoring")["spec"]["groups"]
+        self.rules = {rule["alert"]: rule for rule in self.group["rules"]}
+        self.folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
+        (self.folder / "rules.yml").write_text(json.dumps({"groups": [self.group]}))
+
+    def promtool(self, tests: list[dict[str, Any]]) -> None:
+        script = {"rule_files": ["rules.yml"], "evaluation_interval": "30s", "tests": tests}
+        (self.folder / "tests.yml").write_text(json.dumps(script))
+        command = ["promtool", "test", "rules", "tests.yml"]
+        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, timeout=60)
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+
+    def test_every_alert_fires_and_keeps_quiet(self) -> None:
+        self.assertEqual(list(ALERTS), list(self.rules))
+        tests = []
+        for alert, cases in ALERTS.items():
+            self.assertEqual({labels is None for *_, labels in cases}, {True, False}, alert)
+            rule = self.rules[alert]
+            for title, series, when, labels in cases:
+                fired = []
+                if labels is not None:
+                    labels = {**rule["labels"], **labels}
+                    fired = [{"exp_labels": labels, "exp_annotations": rule["annotations"]}]
+                expected = {"alertname": alert, "eval_time": when, "exp_alerts": fired}
+                tests.append(made_up(series, f"{alert}: {title}", alert_rule_test=[expected]))
+        self.promtool(tests)
+
+    def test_every_panel_shows_something(self) -> None:
+        board = json.loads((MANIFESTS / "monitoring/dashboard.json").read_text())
+        shown = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+        self.assertGreater(len(shown), 10)
+        expected = []
+        for expression in shown:
+            number = f"count(({expression.replace('$__rate_interval', '5m')}) > -Inf)"  # not NaN
+            samples = [{"labels": "{}", "value": 1}]
+            expected.append({"expr": number, "eval_time": "15m", "exp_samples": samples})
+        self.promtool([made_up(SHOWN, "dashboard", promql_expr_test=expected)])
+        for series in SHOWN:
+            name = series.partition("{")[0]
+            self.assertTrue(any(name in expression for expression in shown), f"{name}: unused")
+
+
+def made_up(series: dict[str, str], name: str, **tests: Any) -> dict[str, Any]:
+    """A test of promtool's, on these series."""
+    values = [{"series": key, "values": value} for key, value in series.items()]
+    return {"name": name, "interval": "30s", "input_series": values, **tests}
 
 
 class DebugTest(unittest.TestCase):
