@@ -1488,7 +1488,7 @@ class Process(unittest.TestCase):
             "request": "def mutate(o, r): r.__dict__.clear()",
             "threads": "import threading, time\ndef mutate(o, r):\n"
             " [threading.Thread(target=time.sleep, args=(1,)).start() for _ in '9' * 50]",
-            "gigabyte": "def mutate(o, r): bytearray(2 ** 30)",
+            "gigabyte": "def mutate(o, r): bytearray(2 ** 28)",
             "exits": "import sys\ndef mutate(o, r): sys.exit(3)",
             "recursion": "def mutate(o, r): mutate(o, r)",
             "deep": "def mutate(o, r):\n for _ in range(5000): o['x'] = {'x': o.get('x')}",

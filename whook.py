@@ -329,7 +329,7 @@ def freeze(value: Any) -> bytes:
 
 
 thaw: Callable[[bytes], Any] = marshal.loads  # only ever reads what was frozen here
-Frozen = dict[str, bytes | dict[str, bytes]]  # an object, each field of its fields frozen
+Frozen = dict[str, Any]  # an object: each field of its fields as bytes
 
 
 def freeze_fields(obj: dict[str, Any]) -> Frozen:
@@ -347,7 +347,7 @@ def freeze_fields(obj: dict[str, Any]) -> Frozen:
 
 def thaw_fields(frozen: Frozen) -> dict[str, Any]:
     return {
-        key: {k: thaw(v) for k, v in value.items()} if isinstance(value, dict) else thaw(value)
+        key: {k: thaw(v) for k, v in value.items()} if type(value) is dict else thaw(value)
         for key, value in frozen.items()
     }
 
@@ -489,7 +489,8 @@ class TimeUp(BaseException):
     """Raised inside a policy that is to stop; not an Exception, so that few policies swallow it."""
 
 
-set_handler, set_timer = signal.signal, getattr(signal, "setitimer", None)  # main() hides them
+set_handler: Any = signal.signal  # main() hides them from policies
+set_timer: Any = getattr(signal, "setitimer", None)
 
 
 class Budget:
@@ -502,22 +503,30 @@ class Budget:
     and while a debugger is at work: somebody stands at a breakpoint.
     """
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
+    def __init__(self) -> None:
+        self.obeyed = False  # the signal's handler is set
+        self.seconds = 0.0
         self.over = False  # the time is up
         self.lines: dict[str, int] = {}  # where, by file: filled when somebody had to be stopped
-        self.armed = False
+
+    def __call__(self, seconds: float) -> Budget:
+        """To be entered with so many seconds from then on."""
+        self.seconds, self.over, self.lines = seconds, False, {}
+        return self
 
     def __enter__(self) -> Budget:
-        with contextlib.suppress(ValueError, TypeError):  # another thread, Windows
-            set_handler(signal.SIGALRM, self.ring)
-            set_timer(signal.ITIMER_REAL, max(self.seconds, RING), RING)  # type: ignore[misc]
-            self.armed = True
+        try:
+            if not self.obeyed:
+                set_handler(signal.SIGALRM, self.ring)
+                self.obeyed = True
+            set_timer(signal.ITIMER_REAL, max(self.seconds, RING), RING)
+        except (ValueError, AttributeError):
+            pass  # another thread, Windows
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.armed:
-            set_timer(signal.ITIMER_REAL, 0)  # type: ignore[misc]
+        if self.obeyed:
+            set_timer(signal.ITIMER_REAL, 0)
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """What the function returns; TimeUp if it took too long, or the time was up before."""
@@ -559,6 +568,8 @@ def _monitored() -> bool:
     monitoring = getattr(sys, "monitoring", None)
     return bool(monitoring and monitoring.get_tool(monitoring.DEBUGGER_ID))
 
+
+budget = Budget()
 
 PolicyFunction = Callable[[Any, Request], object]
 
@@ -626,8 +637,8 @@ def load_policies(sources: Mapping[str, bytes], seconds: float = BUDGET) -> Poli
     what its policy doesn't have. All of them together have so many seconds."""
     files = [path for path in sources if not path.endswith(".json")]
     files.sort(key=lambda path: (Path(path).stem, path))
-    with Budget(seconds) as budget:
-        policies = [_load_policy(path, sources, budget) for path in files]
+    with budget(seconds):
+        policies = [_load_policy(path, sources) for path in files]
     for one, other in itertools.pairwise(policies):
         if one.name == other.name:
             raise SetupError(
@@ -637,7 +648,7 @@ def load_policies(sources: Mapping[str, bytes], seconds: float = BUDGET) -> Poli
     return PolicySet(tuple(policies), digest_of(sources))
 
 
-def _load_policy(path: str, sources: Mapping[str, bytes], budget: Budget) -> Policy:
+def _load_policy(path: str, sources: Mapping[str, bytes]) -> Policy:
     name = Path(path).stem
     if not re.fullmatch("[A-Za-z0-9._-]{1,200}", name):
         raise SetupError(
@@ -656,7 +667,7 @@ def _load_policy(path: str, sources: Mapping[str, bytes], budget: Budget) -> Pol
         raise
     except BaseException as error:  # an import may raise SystemExit, too
         raise SetupError(
-            f"policy {path} does not load: {describe(error, path, budget)}",
+            f"policy {path} does not load: {describe(error, path)}",
             "run it with python to see the whole error",
         ) from error
     if constants is not None and constants.unused:
@@ -725,7 +736,7 @@ class Constants(dict[str, Any]):
 _CONVERTED = {(list, tuple), (list, set), (list, frozenset), (int, float)}
 
 
-def describe(error: BaseException, path: str, budget: Budget) -> str:
+def describe(error: BaseException, path: str) -> str:
     """What went wrong in the file at `path`, and on which of its lines."""
     line, step = 0, error.__traceback__
     while step:
@@ -736,11 +747,11 @@ def describe(error: BaseException, path: str, budget: Budget) -> str:
     if budget.over and (budget.lines or isinstance(error, TimeUp)):
         line, text = budget.lines.get(path, line), f"stopped: it had {budget.seconds:.3g} s"
     else:
-        text = f"{type(error).__name__}: {_text_of(error, budget)}"
+        text = f"{type(error).__name__}: {_text_of(error)}"
     return f"line {line}: {text}" if line else text
 
 
-def _text_of(error: BaseException, budget: Budget) -> str:
+def _text_of(error: BaseException) -> str:
     try:
         return str(budget.call(str, error))[:500]
     except BaseException:  # the policy's own __str__ failed
@@ -823,14 +834,17 @@ def _same(one: Any, other: Any, trail: list[str | int]) -> bool:
         return False
     if type(one) is not dict and type(one) is not list:
         return bool(one == other)
-    return _label(one, trail) == _label(other, trail)
+    # == is the quickest to see a difference, but says true of [1] and [True]
+    return len(trail) <= LEVELS and one == other and _label(one, trail) == _label(other, trail)
 
 
 def _label(value: Any, trail: list[str | int]) -> object:
     """What is equal for values known to be equal."""
     if len(trail) <= LEVELS or (type(value) is not dict and type(value) is not list):
-        with contextlib.suppress(ValueError):  # no JSON: the walk finds out where
-            return freeze(value)
+        try:
+            return marshal.dumps(value, 2)
+        except ValueError:
+            pass  # no JSON: the walk finds out where
     return object()
 
 
@@ -981,16 +995,14 @@ def evaluate(request: Request, policies: Iterable[Policy], verb: Verb = "mutate"
     request.response = response = Response()
     run = {"mutate": _mutate, "validate": _validate, "warn": _warn}[verb]
     try:
-        with Budget(min(BUDGET, request.deadline - time.monotonic())) as budget:
-            run(request, response, policies, budget)
+        with budget(min(BUDGET, request.deadline - time.monotonic())):
+            run(request, response, policies)
     except Denied:
         response.patch, response.changed_by = [], {}
     return response
 
 
-def _mutate(
-    request: Request, response: Response, policies: Iterable[Policy], budget: Budget
-) -> None:
+def _mutate(request: Request, response: Response, policies: Iterable[Policy]) -> None:
     state: Frozen | None = None
     for policy in policies:
         if policy.mutate is None or not request.has_object:  # on DELETE there is nothing to patch
@@ -998,10 +1010,10 @@ def _mutate(
         # a copy for each: what one policy put in may be a constant of its own
         obj = request.working_copy() if state is None else thaw_fields(state)
         state = request.freeze() if state is None else state
-        _run(policy, policy.mutate, obj, request, response, budget)
+        _run(policy, policy.mutate, obj, request, response)
         after = _frozen_or_none(obj)
         if after != state:
-            steps = _steps(policy, state, after, obj)
+            steps = _steps(policy, state, after or {}, obj)
             response.patch += steps
             response.changed_by[policy.name] = len(steps)
             state = after or freeze_fields(obj)
@@ -1014,40 +1026,34 @@ def _frozen_or_none(obj: dict[str, Any]) -> Frozen | None:
         return None  # what can't be frozen is no JSON: diff() says where
 
 
-def _steps(policy: Policy, before: Frozen, after: Frozen | None, obj: dict[str, Any]) -> Patch:
+def _steps(policy: Policy, before: Frozen, after: Frozen, obj: dict[str, Any]) -> Patch:
+    old: dict[str, Any] = {}  # what differs of both, so that only that is thawed and compared
+    new: dict[str, Any] = {}
+    for key in {**before, **obj}:
+        one, other = before.get(key), after.get(key)
+        if type(one) is dict and type(other) is dict:
+            old[key] = {k: v for k, v in one.items() if other.get(k) != v}
+            new[key] = {k: v for k, v in obj[key].items() if one.get(k) != other[k]}
+        elif one is None or one != other:
+            old |= {key: one} if key in before else {}
+            new |= {key: obj[key]} if key in obj else {}
     try:
-        return diff(*_changed(before, after or {}, obj))
+        return diff(thaw_fields(old), new)
     except (ValueError, RecursionError) as error:
         raise PolicyFault(policy, "patch", f"what it made can't be sent: {error}") from None
 
 
-def _changed(before: Frozen, after: Frozen, obj: dict[str, Any]) -> tuple[Any, Any]:
-    """What differs of both, so that only that is thawed and compared."""
-    same = {key for key, value in after.items() if before.get(key) == value}
-    old = {key: value for key, value in before.items() if key not in same}
-    new = {key: value for key, value in obj.items() if key not in same}
-    for key in old.keys() & after.keys():
-        one, other = old[key], after[key]
-        if type(one) is dict and type(other) is dict:
-            same = {k for k, v in other.items() if one.get(k) == v}
-            old[key] = {k: v for k, v in one.items() if k not in same}
-            new[key] = {k: v for k, v in new[key].items() if k not in same}
-    return thaw_fields(old), new
-
-
-def _validate(
-    request: Request, response: Response, policies: Iterable[Policy], budget: Budget
-) -> None:
+def _validate(request: Request, response: Response, policies: Iterable[Policy]) -> None:
     for policy in policies:
         if policy.validate is not None:
             obj = request.working_copy() if request.has_object else None
-            _run(policy, policy.validate, obj, request, response, budget)
+            _run(policy, policy.validate, obj, request, response)
 
 
-def _warn(request: Request, response: Response, policies: Iterable[Policy], budget: Budget) -> None:
+def _warn(request: Request, response: Response, policies: Iterable[Policy]) -> None:
     for policy in policies:
         try:
-            _validate(request, response, (policy,), budget)
+            _validate(request, response, (policy,))
         except Denied:
             response.allowed, response.would_deny[policy.name] = True, response.message
             request.warn(response.message)
@@ -1062,7 +1068,6 @@ def _run(
     obj: Any,
     request: Request,
     response: Response,
-    budget: Budget,
 ) -> None:
     started, returned = time.monotonic(), None
     if started > request.deadline:
@@ -1073,11 +1078,11 @@ def _run(
         pass
     except BaseException as error:
         cause = "time" if budget.lines or isinstance(error, TimeUp) else "exception"
-        raise PolicyFault(policy, cause, describe(error, policy.path, budget)) from error
+        raise PolicyFault(policy, cause, describe(error, policy.path)) from error
     finally:
         response.spent[policy.name] = time.monotonic() - started
     if budget.lines:  # it swallowed what was to stop it
-        raise PolicyFault(policy, "time", describe(TimeUp(), policy.path, budget))
+        raise PolicyFault(policy, "time", describe(TimeUp(), policy.path))
     if not response.allowed:  # a bare `except:` in the policy can't undo its denial
         raise Denied
     if returned is not None:
