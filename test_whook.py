@@ -470,6 +470,54 @@ class Policies(unittest.TestCase):
             self.assertEqual(str(caught.exception), message)
             self.assertTrue(caught.exception.hint)
 
+    def test_parameters(self):
+        source = """
+LIMIT = 5
+NAMES = ("a", "b")
+RATIO: float = 1.5
+TABLE = {"x": 1}
+DOUBLE = LIMIT * 2
+def validate(obj, request):
+    request.deny(f"{LIMIT} {NAMES} {RATIO} {TABLE} {DOUBLE}")
+"""
+        path = self.write("a.py", source)
+        before = self.load(path).digest
+        given = '{"LIMIT": 7, "NAMES": ["c"], "RATIO": 2, "TABLE": {}}'
+        self.write("a.json", given)
+        loaded = self.load(path)
+        response = whook.evaluate(whook.parse_review(POD), loaded.policies, "validate")
+        self.assertEqual(response.message, "7 ('c',) 2.0 {} 14")
+        self.assertNotEqual(loaded.digest, before)
+        for text, message in [
+            ("[1]", "a.json is not a JSON object"),
+            ("{", "a.json is not JSON: "),
+            ('{"LIMITS": 1}', f"sets LIMITS, which {path} does not"),
+            ('{"validate": 1}', f"sets validate, which {path} does not"),
+            ('{"LIMIT": "7"}', "must be a whole number"),
+            ('{"LIMIT": true}', "must be a whole number"),
+            ('{"LIMIT": 7.0}', "must be a whole number"),
+            ('{"NAMES": "c"}', "must be a list"),
+            ('{"TABLE": []}', "must be an object"),
+        ]:
+            with self.subTest(text), self.assertRaises(whook.SetupError) as caught:
+                self.write("a.json", text)
+                self.load(path)
+            self.assertIn(message, caught.exception.message)
+
+    def test_what_would_never_run_is_refused(self):
+        for text in (
+            "async def mutate(obj, request): 0",
+            "def validate(obj, request): yield",
+            "async def validate(obj, request): yield",
+        ):
+            with self.subTest(text), self.assertRaisesRegex(whook.SetupError, "would never run"):
+                self.load(self.write("a.py", text))
+
+    def test_dataclasses_load(self):
+        for head in ("", "from __future__ import annotations\n"):
+            text = head + "from dataclasses import dataclass\n@dataclass\nclass A:\n x: int = 1\n"
+            self.assertEqual(len(self.load(self.write("a.py", text + LABEL)).policies), 1)
+
 
 # No key "-": the jsonpatch library takes it for the end of a list.
 JSON = st.recursive(
@@ -555,9 +603,68 @@ class JsonPatch(unittest.TestCase):
             ({"a": {"x": 1, "y": 2}}, {"a": {"y": 2, "x": 1}}, []),
             ({"a": [{"x": 1, "y": 2}]}, {"a": [{"y": 2, "x": 1}]}, []),
             ({"a": []}, {"a": {}}, [{"op": "replace", "path": "/a", "value": {}}]),
+            (
+                {"a": [{"name": "x", "v": 1}, {"name": "y"}]},
+                {"a": [{"name": "s"}, {"name": "x", "v": 2}, {"name": "y"}]},
+                [
+                    {"op": "add", "path": "/a/0", "value": {"name": "s"}},
+                    {"op": "replace", "path": "/a/1/v", "value": 2},
+                ],
+            ),
+            (
+                {"a": [{"name": "x", "v": 1}]},
+                {"a": [{"name": "y", "v": 2}]},
+                [{"op": "replace", "path": "/a/0", "value": {"name": "y", "v": 2}}],
+            ),
+            (
+                {"a": [1, 2, 3, 4]},
+                {"a": [2, 3, 5, 4, 1]},
+                [
+                    {"op": "remove", "path": "/a/0"},
+                    {"op": "add", "path": "/a/2", "value": 5},
+                    {"op": "add", "path": "/a/4", "value": 1},
+                ],
+            ),
         ]:
             with self.subTest(before=before, after=after):
                 self.assertEqual(json.dumps(self.check(before, after)), json.dumps(patch))
+
+    def test_a_sidecar_in_front_and_a_mount_in_each(self):
+        before = [{"name": f"c{n}", "volumeMounts": [{"name": "x"}]} for n in range(50)]
+        after = json.loads(json.dumps(before))
+        after.insert(0, {"name": "sidecar"})
+        self.assertEqual(len(self.check({"x": before}, {"x": after})), 1)
+        after[-1]["volumeMounts"].append({"name": "y"})
+        self.assertEqual(len(self.check({"x": before}, {"x": after})), 2)
+
+    def test_the_time_is_linear(self):
+        """Twice the size takes about twice as long: counted in steps, not seconds."""
+
+        def steps(size: int, depth: int) -> int:
+            before: dict = {"big": [{"n": n, "v": {"w": n}} for n in range(size)]}
+            for _ in range(depth):
+                before = {"x": before, "side": [[1], {"a": 2}] * 20}
+            after = json.loads(json.dumps(before))
+            place = after
+            for _ in range(depth):
+                place = place["x"]
+            place["new"] = 1
+            count = 0
+
+            def profile(*_):
+                nonlocal count
+                count += 1
+
+            sys.setprofile(profile)
+            try:
+                patch = whook.diff(before, after)
+            finally:
+                sys.setprofile(None)
+            self.assertEqual(len(patch), 1)
+            return count
+
+        self.assertLess(steps(2000, 300), 3 * steps(1000, 150))
+        self.assertLess(steps(4000, 5), 3 * steps(2000, 5) + 1000)
 
     def test_what_json_cannot_hold(self):
         loop = {}
@@ -570,6 +677,8 @@ class JsonPatch(unittest.TestCase):
             ({"a": [math.nan]}, "/a/0 is nan: not JSON"),
             ({"a": math.inf}, "/a is inf: not JSON"),
             ({"a": b"x"}, "/a is a bytes: not JSON"),
+            ({"a": [10**5000]}, "/a/0 is an integer of more than 64 bits: not JSON"),
+            ({"a": {"b/c": [0, {"d": (1,)}]}}, "/a/b~1c/1/d is a tuple: not JSON"),
         ]:
             with self.subTest(after=after), self.assertRaises(ValueError) as caught:
                 whook.diff({}, after)
@@ -670,6 +779,24 @@ class Evaluate(unittest.TestCase):
                 "def mutate(o, r): r.deny('x', 200)",
                 "line 1: ValueError: deny code 200 is not between 400 and 599",
             ),
+            ("def mutate(o, r): return o", "it returned a dict, not None: deny() refuses"),
+            ("def mutate(o, r): return False", "it returned a bool, not None: deny() refuses"),
+            (
+                "def mutate(o, r): r.deny('x', 403.5)",
+                "line 1: ValueError: deny code 403.5 is not between 400 and 599",
+            ),
+            (
+                "def mutate(o, r): raise KeyboardInterrupt",
+                "line 1: KeyboardInterrupt: ",
+            ),
+            (
+                "class E(Exception):\n def __str__(self): raise self\ndef mutate(o, r): raise E",
+                "line 3: E: ?",
+            ),
+            (
+                "def mutate(o, r): o['x'] = 10 ** 5000",
+                "what it made can't be sent: /x is an integer of more than 64 bits: not JSON",
+            ),
             (
                 "def mutate(o): 0",
                 "TypeError: mutate() takes 1 positional argument but 2 were given",
@@ -705,6 +832,62 @@ class Evaluate(unittest.TestCase):
         )
         response = self.run_policies(a=source)
         self.assertEqual(response.patch, [{"op": "add", "path": "/y", "value": 1}])
+
+    def test_what_a_policy_inserts_is_nobody_elses(self):
+        loaded = policies(
+            a="LABELS = {'a': '1'}\ndef mutate(o, r): o['metadata']['labels'] = LABELS",
+            b="def mutate(o, r): o['metadata']['labels']['tenant'] = r.uid",
+            c="def mutate(o, r): r.audit('labels', sorted(o['metadata']['labels']))",
+        )
+        for uid in ("one", "two"):
+            response = whook.evaluate(whook.parse_review(review(uid=uid)), loaded)
+            after = apply(json.loads(POD)["request"]["object"], response.patch)
+            self.assertEqual(after["metadata"]["labels"], {"a": "1", "tenant": uid})
+            response = whook.evaluate(whook.parse_review(review(uid=uid)), [loaded[0], loaded[2]])
+            self.assertEqual(response.audit, {"labels": "['a']"})
+
+    def test_warn_never_refuses(self):
+        response = self.run_policies(
+            verb="warn",
+            a="def validate(o, r): r.deny('old')",
+            b="def validate(o, r): r.warn('soft')",
+            c="def validate(o, r): r.deny('tag', 418)",
+        )
+        self.assertTrue(response.allowed)
+        self.assertEqual(list(response.warnings), ["old", "soft", "tag"])
+        self.assertEqual(response.would_deny, {"a": "old", "c": "tag"})
+        self.assertEqual(response.audit, {"would-deny": "a: old; c: tag"})
+        with self.assertRaises(whook.PolicyFault):
+            self.run_policies(verb="warn", a="def validate(o, r): 1/0")
+
+    def test_many_warnings_cost_nothing(self):
+        source = "def mutate(o, r):\n for n in range(40_000): r.warn(f'{n}' + 'x' * 100_000)"
+        response = self.run_policies(a=source)
+        self.assertEqual(len(response.warnings), whook.MAX_WARNINGS)
+
+    def test_all_policies_share_one_second(self):
+        naps = "import time\ndef mutate(o, r): time.sleep(0.06)"
+        with mock.patch.object(whook, "BUDGET", 0.1):
+            with self.assertRaises(whook.PolicyFault) as caught:
+                self.run_policies(a=naps, b=naps, c=naps)
+        self.assertEqual(caught.exception.cause, "time")
+        self.assertIn('policy "b" failed: line 2: stopped: ', caught.exception.message)
+
+    def test_at_a_breakpoint_nothing_is_stopped(self):
+        source = """
+import sys, time
+def mutate(o, r):
+    sys.settrace(lambda *_: None)
+    try:
+        end = time.monotonic() + 0.3
+        while time.monotonic() < end:
+            pass
+    finally:
+        sys.settrace(None)
+    o["x"] = 1
+"""
+        with mock.patch.object(whook, "BUDGET", 0.1):
+            self.assertEqual(len(self.run_policies(a=source).patch), 1)
 
     def test_no_policy_runs_past_the_deadline(self):
         request = whook.parse_review(POD, time.monotonic() - 1)

@@ -10,7 +10,6 @@ too early, is a finding: atheris prints it, keeps the input, and exits with anot
 from __future__ import annotations
 
 import argparse
-import io
 import shutil
 import sys
 import tempfile

@@ -249,7 +249,11 @@ class Running:
         with log.open("wb") as output:
             self.started = time.monotonic()
             self.process = psutil.Popen(
-                peer.command(place), stdout=output, stderr=output, stdin=subprocess.DEVNULL, cwd=ROOT
+                peer.command(place),
+                stdout=output,
+                stderr=output,
+                stdin=subprocess.DEVNULL,
+                cwd=ROOT,
             )
 
     def tree(self) -> list[psutil.Process]:
