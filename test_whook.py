@@ -15,13 +15,10 @@ import sys
 import tempfile
 import time
 import unittest
+import warnings
 from datetime import timedelta
 from pathlib import Path
 from unittest import mock
-
-import jsonpatch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import whook
 from review import apply
@@ -64,6 +61,18 @@ class HouseRules(unittest.TestCase):
     """1: what the file promises about itself."""
 
     source = (ROOT / "whook.py").read_text()
+
+    def test_an_old_python_gets_one_line(self):
+        old = "import sys; sys.version_info = (3, 10, 1); import whook"
+        run = subprocess.run([sys.executable, "-c", old], cwd=ROOT, capture_output=True, text=True)
+        self.assertEqual(
+            (run.returncode, run.stderr), (1, "whook: error: it needs Python 3.11 or later\n")
+        )
+
+    def test_this_needs_no_package(self):
+        alone = [sys.executable, "-S", "-c", "import test_whook"]
+        run = subprocess.run(alone, cwd=ROOT, capture_output=True, text=True)
+        self.assertEqual((run.returncode, run.stderr), (0, ""))
 
     def test_it_imports_the_standard_library_only(self):
         names = set()
@@ -309,18 +318,6 @@ class ParseReview(unittest.TestCase):
                     (caught.exception.status, caught.exception.message), (400, message)
                 )
 
-    @settings(max_examples=300, deadline=None)
-    @given(st.data())
-    def test_damaged_reviews_are_parsed_or_refused(self, data):
-        body = bytearray(random.Random(1).choice(list(REVIEWS.values())))
-        for _ in range(data.draw(st.integers(1, 8))):
-            place = data.draw(st.integers(0, len(body) - 1))
-            body[place : place + data.draw(st.integers(0, 9))] = data.draw(st.binary(max_size=9))
-        try:
-            whook.evaluate(whook.parse_review(bytes(body)), ())
-        except whook.Refusal as refusal:
-            self.assertEqual(refusal.status, 400)
-
     def test_objects_from_outside_are_nobody_elses(self):
         request = whook.parse_review(POD)
         before = request.object
@@ -519,24 +516,6 @@ def validate(obj, request):
             self.assertEqual(len(self.load(self.write("a.py", text + LABEL)).policies), 1)
 
 
-# No key "-": the jsonpatch library takes it for the end of a list.
-JSON = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-3, 3)
-    | st.sampled_from([0.0, 1.0, 0.5])
-    | st.sampled_from(["", "a", "b", "é", "~", "/"]),
-    lambda children: (
-        st.lists(children, max_size=5)
-        | st.dictionaries(
-            st.sampled_from(["", "a", "b", "c/d", "~e", "~1", "0"]), children, max_size=5
-        )
-    ),
-    max_leaves=25,
-)
-OBJECTS = st.dictionaries(st.sampled_from(["a", "b", "c/d", "~e"]), JSON, max_size=4)
-
-
 def exact(value):
     """A form in which true, 1 and 1.0 differ, as they do in JSON, and the order of keys doesn't
     count."""
@@ -548,41 +527,18 @@ def exact(value):
 
 
 class JsonPatch(unittest.TestCase):
-    """5: diff and apply, with the jsonpatch library as a judge of both."""
+    """5: diff; test_properties.py has a foreign judge of it."""
 
     def check(self, before, after):
         copies = json.dumps([before, after])
         patch = whook.diff(before, after)
         self.assertEqual(exact(apply(before, patch)), exact(after))
-        self.assertEqual(exact(jsonpatch.apply_patch(before, patch)), exact(after))
         self.assertEqual(patch == [], exact(before) == exact(after))
         self.assertEqual(json.dumps([before, after]), copies)
         for step in patch:
             self.assertIn(step["op"], ("add", "remove", "replace"))
             self.assertTrue(step["path"].startswith("/"))
         return patch
-
-    @settings(max_examples=400, deadline=None)
-    @given(OBJECTS, OBJECTS)
-    def test_any_two_objects(self, before, after):
-        self.check(before, after)
-
-    @settings(max_examples=200, deadline=None)
-    @given(st.lists(JSON, max_size=6), st.lists(JSON, max_size=6))
-    def test_any_two_lists(self, before, after):
-        self.check({"x": before}, {"x": after})
-
-    @settings(max_examples=200, deadline=None)
-    @given(st.lists(JSON, max_size=6), JSON, st.integers(0, 6))
-    def test_one_insertion_or_removal_is_one_operation(self, items, item, place):
-        more = [*items[:place], item, *items[place:]]
-        self.assertEqual(len(self.check({"x": items}, {"x": more})), 1)
-        self.assertEqual(len(self.check({"x": more}, {"x": items})), 1)
-
-    @settings(max_examples=100, deadline=None)
-    @given(OBJECTS)
-    def test_equal_documents_give_nothing(self, document):
-        self.assertEqual(whook.diff(document, json.loads(json.dumps(document))), [])
 
     def test_table(self):
         for before, after, patch in [
@@ -1003,38 +959,6 @@ class Framing(unittest.TestCase):
         self.assertEqual(whook.body_length(head, 100), 100)
         self.assertEqual(whook.body_length(whook.Head("GET", "/", "1.1", {}), 100), 0)
 
-    @settings(max_examples=300, deadline=None)
-    @given(
-        st.binary(max_size=200)
-        | st.lists(
-            st.sampled_from(
-                [
-                    b"POST",
-                    b" ",
-                    b"/mutate",
-                    b"HTTP/1.1",
-                    b"\r\n",
-                    b"\n",
-                    b"Host",
-                    b":",
-                    b"x",
-                    b"Content-Length",
-                    b"5",
-                    b"\t",
-                    b"\x00",
-                    b"\xff",
-                ]
-            ),
-            max_size=30,
-        ).map(b"".join)
-    )
-    def test_any_bytes_are_a_head_or_refused(self, data):
-        try:
-            head = whook.read_head(data)
-            whook.body_length(head, 100)
-        except whook.Refusal as refusal:
-            self.assertIn(refusal.status, (400, 411, 413, 431))
-
     def test_routes(self):
         head = whook.Head("POST", "", "1.1", {"content-type": "application/json; charset=utf-8"})
         for target, expected in [
@@ -1187,8 +1111,9 @@ def validate(obj, request):
 
     def test_old_tls_is_refused(self):
         context = self.whook.trust()
-        context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
-        context.maximum_version = ssl.TLSVersion.TLSv1_1
+        with warnings.catch_warnings(action="ignore"):
+            context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
+            context.maximum_version = ssl.TLSVersion.TLSv1_1
         context.set_ciphers("ALL:@SECLEVEL=0")
         with socket.create_connection(("127.0.0.1", self.whook.port), 20) as raw:
             with self.assertRaises((ssl.SSLError, ConnectionError)):
