@@ -1,4 +1,4 @@
-"""What must hold of whook.py for any input: hypothesis makes it up, the jsonpatch library judges."""
+"""What must hold of whook.py for any input: hypothesis makes it up, jsonpatch is the judge."""
 
 import json
 import random
