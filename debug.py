@@ -29,12 +29,11 @@ import hmac
 import ipaddress
 import json
 import os
-import queue
 import re
 import secrets
+import signal
 import ssl
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -311,20 +310,22 @@ def run(path: str, body: bytes, policies: whook.PolicySet) -> Result:
 def judge(result: Result, path: str, body: bytes, policies: whook.PolicySet) -> None:
     """Find what a person would see of it, what an API server would do with it, and what a second
     pass changes (reinvocationPolicy: IfNeeded)."""
-    verb: whook.Verb = "validate" if path.startswith("/validate") else "mutate"
+    verb: whook.Verb = "mutate"
+    if match := re.match("/(validate|warn)", path):
+        verb = match[1]  # type: ignore[assignment]
     try:
         request = whook.parse_review(body)
     except whook.Refusal as refusal:
         result.remarks = [f"no review: {refusal.message}"]
         return
     before = request.object
-    after = whook.apply(before, result.patch) if result.patch else before
+    after = review.apply(before, result.patch) if result.patch else before
     outcome = review.Outcome(request, before, after, [], {}, None, review.refusals(before, after))
     if result.status == 200:
         outcome.responses[verb] = _response_of(result)
     else:
         outcome.fault = whook.Refusal(result.status, str(result.said("message")))
-        if verb == "validate":
+        if verb != "mutate":
             outcome.responses["mutate"] = whook.Response()
     if result.patch:
         with contextlib.suppress(whook.Refusal):
@@ -339,7 +340,7 @@ def _response_of(result: Result) -> whook.Response:
     response = whook.Response()
     response.allowed = result.response.get("allowed", False)
     response.message, response.reason = (result.said(key) or "" for key in ("message", "reason"))
-    response.warnings = result.response.get("warnings") or []
+    response.warnings = dict.fromkeys(result.response.get("warnings") or [])
     return response
 
 
@@ -364,7 +365,7 @@ def difference(one: Result, other: Result, obj: Any) -> list[str]:
         if was != now:
             lines.append(f"{field} was {json.dumps(was)}, is {json.dumps(now)}")
     if obj is not None and one.patch != other.patch:
-        for step in whook.diff(*(whook.apply(obj, result.patch) for result in (one, other))):
+        for step in whook.diff(*(review.apply(obj, result.patch) for result in (one, other))):
             value = f" {json.dumps(step['value'])}" if "value" in step else ""
             lines.append(f"{step['op']} {step['path']}{value}")
     return lines
@@ -471,7 +472,7 @@ def show_result(result: Result, redaction: Redaction, before: Any, recorded: boo
     objects, policy by policy: an operation's bare value would not show whether it is secret."""
     steps, state, shown = [], before, redaction.clean(before)
     for policy, patch in result.steps.items():
-        state, was = whook.apply(state, patch), shown
+        state, was = review.apply(state, patch), shown
         shown = redaction.clean(state)
         steps.append({"policy": policy, "patch": whook.diff(was, shown)})
     answer = redaction.clean(result.answer)
@@ -585,9 +586,12 @@ class Decision:
     obj: Any = None
 
 
+Settle = Callable[[Decision], None]
+
+
 class Desk:
-    """All reviews, newest last, and who waits for what. Its methods may be called from any thread;
-    `changed` is told of each change."""
+    """All reviews, newest last, and who waits for what: a held review for a person, the page for
+    news. Both are answered later, through the loop; nothing here blocks it."""
 
     def __init__(
         self,
@@ -595,21 +599,29 @@ class Desk:
         policies: whook.Watched[whook.PolicySet],
         folder: Path | None = None,
         hold: str = "",
+        loop: whook.Loop | None = None,
     ) -> None:
+        self.loop = loop or whook.Loop()
+        self.loop.due.append(self.look_after)
         self.keep, self.unredacted = options.keep, options.unredacted
         self.policies, self.folder, self.hold = policies, folder, hold
         self.entries: collections.OrderedDict[int, Entry] = collections.OrderedDict()
-        self.changed = threading.Condition()
         self.version = self.last_number = self.size = 0
         self.watched: list[whook.Watched[Any]] = [policies]
         self.in_use = ("", "")  # the policies' digest, and what is wrong with files, when last seen
-        self.current = threading.local()  # its `entry` is the one that this thread answers
-        self.decisions: dict[int, Decision] = {}
-        self.jobs: queue.SimpleQueue[Entry] = queue.SimpleQueue()
-        threading.Thread(target=self.finish, daemon=True).start()
+        self.held: dict[int, tuple[float, Settle]] = {}  # until when, and what answers
+        self.polls: list[tuple[float, int, Callable[[Json], None]]] = []  # the page's, likewise
 
     def look_after(self) -> None:
-        """Tell the page of changed policies, and of unusable files; due twice a second."""
+        """Answer whose time is up, and tell the page of changed policies, and of unusable files;
+        due twice a second."""
+        now = time.monotonic()
+        for number, (until, _) in list(self.held.items()):
+            if now >= until:
+                text = "held by the debugging desk, and nobody answered in time: allowed unchanged"
+                self.settle(number, Decision("timeout", text))
+        if any(now >= until for until, _, _ in self.polls):
+            self.tell()
         complaints = [watched.complaint for watched in self.watched if watched.complaint]
         in_use = self.policies.value.digest, "; ".join(complaints)
         if in_use != self.in_use:
@@ -619,12 +631,11 @@ class Desk:
     # -- reviews come and go
 
     def add(self, entry: Entry) -> Entry:
-        with self.changed:
-            self.last_number += 1
-            entry.number = self.last_number
-            self.entries[entry.number] = entry
-            self.size += len(entry.body)
-            self.trim()
+        self.last_number += 1
+        entry.number = self.last_number
+        self.entries[entry.number] = entry
+        self.size += len(entry.body)
+        self.trim()
         self.touch(entry)
         return entry
 
@@ -641,80 +652,85 @@ class Desk:
 
     def touch(self, entry: Entry | None = None) -> None:
         """Show the new state, of an entry or of what stands above the list."""
-        with self.changed:
-            self.version += 1
-            if entry:
-                entry.version = self.version
-            self.changed.notify_all()
+        self.version += 1
+        if entry:
+            entry.version = self.version
+        self.tell()
+
+    def tell(self) -> None:
+        """Answer the page's requests for news."""
+        polls, self.polls = self.polls, []
+        for _, after, send in polls:
+            send(self.news(after))
 
     def answered(self, entry: Entry, answer: whook.Answer, duration: float) -> None:
         response = entry.request.response if entry.request else None
         entry.result, entry.request = result_of(answer, response, duration), None
         entry.held_until = 0.0
         self.touch(entry)
-        self.jobs.put(entry)
+        self.loop.jobs.append(functools.partial(self.finish, entry))
 
-    def finish(self) -> None:
+    def finish(self, entry: Entry) -> None:
         """What nobody waits for: a held review's preview; once the API server has its answer, the
         second pass and the recording."""
-        while True:
-            entry = self.jobs.get()
-            try:
-                if entry.result is None:
-                    entry.replayed = run(entry.path, entry.body, self.policies.value)
-                else:
-                    judge(entry.result, entry.path, entry.body, self.policies.value)
-                    compare(entry)
-                    if self.folder and entry.number in self.entries:
-                        file = self.folder / file_name(entry)
-                        certs.write_file(file, recording(entry, entry.result, self.unredacted))
-                        entry.file = file
-            except Exception as error:
-                whook.log("ERROR", "recording", error=whook.describe(error, __file__))
-            self.touch(entry)
+        try:
+            if entry.result is None:
+                entry.replayed = run(entry.path, entry.body, self.policies.value)
+            else:
+                judge(entry.result, entry.path, entry.body, self.policies.value)
+                compare(entry)
+                if self.folder and entry.number in self.entries:
+                    file = self.folder / file_name(entry)
+                    certs.write_file(file, recording(entry, entry.result, self.unredacted))
+                    entry.file = file
+        except Exception as error:
+            whook.log("ERROR", "recording", error=type(error).__name__, trace=whook.where(error))
+        self.touch(entry)
 
-    # -- evaluation, as the worker calls it
+    # -- evaluation, as the process calls it
 
     def evaluate(
-        self, request: whook.Request, policies: Sequence[whook.Policy], verb: whook.Verb
+        self,
+        decision: Decision,
+        request: whook.Request,
+        policies: Sequence[whook.Policy],
+        verb: whook.Verb,
     ) -> whook.Response:
-        """whook's own, but that doctor's dry run is answered here, and what is chosen is held."""
+        """whook's own, but that doctor's dry run and what a person decided is answered here."""
         if nonce := _asked_by_doctor(request):
             request.response = _answer_doctor(nonce, verb)
-            return request.response
-        entry, decision = self.current.entry, Decision("policies")
-        entry.request = request
-        if self.hold and matches(self.hold, entry.text()):
-            decision = self.park(entry, request)
-            # those of now: they may have been edited while it was held
-            policies = self.policies.value.find(verb, whook.route(_post(entry.path))[1])
-        if decision.kind == "policies":
+        elif decision.kind == "policies":
             return whook.evaluate(request, policies, verb)
-        request.response = _by_hand(decision, request)
+        else:
+            request.response = _by_hand(decision, request)
         return request.response
 
-    def park(self, entry: Entry, request: whook.Request) -> Decision:
-        """Wait for a person, until shortly before the deadline."""
-        left = request.deadline - time.monotonic() - MARGIN
-        entry.held_until = time.time() + max(left, 0)
+    def holds(self, entry: Entry, request: whook.Request) -> bool:
+        """Whether a person wants to answer this one."""
+        return bool(self.hold and matches(self.hold, entry.text())) and not _asked_by_doctor(
+            request
+        )
+
+    def park(self, entry: Entry, request: whook.Request, settle: Settle) -> None:
+        """Let it wait for a person, until shortly before the deadline."""
+        left = max(request.deadline - time.monotonic() - MARGIN, 0)
+        entry.held_until = time.time() + left
+        self.held[entry.number] = time.monotonic() + left, settle
         self.touch(entry)
-        self.jobs.put(entry)
-        with self.changed:
-            self.changed.wait_for(lambda: entry.number in self.decisions, max(left, 0))
-            entry.held_until = 0.0
-            decision = self.decisions.pop(entry.number, None)
-        text = "held by the debugging desk, and nobody answered in time: allowed unchanged"
-        return decision or Decision("timeout", text)
+        self.loop.jobs.append(functools.partial(self.finish, entry))
+
+    def settle(self, number: int, decision: Decision) -> None:
+        _, settle = self.held.pop(number)
+        self.entry(number).held_until = 0.0
+        settle(decision)
 
     def decide(self, number: int, decision: Decision) -> None:
-        with self.changed:
-            entry = self.entry(number)
-            if not entry.held_until:
-                raise whook.Refusal(409, "this review is held no more")
-            if decision.kind == "edit":
-                decision.obj = self.restore(entry, decision.obj)
-            self.decisions[number] = decision
-            self.changed.notify_all()
+        entry = self.entry(number)
+        if number not in self.held:
+            raise whook.Refusal(409, "this review is held no more")
+        if decision.kind == "edit":
+            decision.obj = self.restore(entry, decision.obj)
+        self.settle(number, decision)
 
     # -- for the page
 
@@ -724,15 +740,13 @@ class Desk:
         except KeyError:
             raise whook.Refusal(404, f"there is no review {number} any more") from None
 
-    def news(self, after: int, wait: float) -> Json:
-        """What changed since a version, or all if there was none; waits for it."""
-        with self.changed:
-            self.changed.wait_for(lambda: self.version != after, wait)
-            rows = [e for e in self.entries.values() if e.version > after or after > self.version]
-            digest, complaint = self.in_use
-            names = [policy.name for policy in self.policies.value.policies]
-            state: Json = {"version": self.version, "first": next(iter(self.entries), 0)}
-            state |= {"hold": self.hold, "policies": names, "digest": digest, "error": complaint}
+    def news(self, after: int) -> Json:
+        """What changed since a version, or all if there was none."""
+        rows = [e for e in self.entries.values() if e.version > after or after > self.version]
+        digest, complaint = self.in_use
+        names = [policy.name for policy in self.policies.value.policies]
+        state: Json = {"version": self.version, "first": next(iter(self.entries), 0)}
+        state |= {"hold": self.hold, "policies": names, "digest": digest, "error": complaint}
         return state | {"reviews": [summary(entry) for entry in rows]}
 
     def details(self, number: int) -> Json:
@@ -822,7 +836,7 @@ def _by_hand(decision: Decision, request: whook.Request) -> whook.Response:
     elif decision.kind == "edit" and request.has_object:
         response.patch = whook.diff(request.object, decision.obj)
     elif decision.kind == "timeout":
-        response.warnings = [decision.message]
+        response.warnings = {decision.message: None}
     return response
 
 
@@ -849,17 +863,16 @@ class Page:
         self.listener = whook.listen("127.0.0.1", port, "--page-port")
         self.port = self.listener.getsockname()[1]
         self.hosts = {f"{name}:{self.port}" for name in ("127.0.0.1", "localhost")}
-        self.server = whook.Server(self.listener, self.respond)
+        self.server = whook.Server(self.listener, self.respond, desk.loop)
         self.server.max_body = MAX_PAGE_BODY
 
     @property
     def link(self) -> str:
         return f"http://127.0.0.1:{self.port}/#{self.token}"
 
-    def serve(self) -> None:
-        threading.Thread(target=self.server.serve_forever, args=(whook.TICK,), daemon=True).start()
-
-    def respond(self, head: whook.Head, body: bytes, connection: whook.Connection) -> whook.Answer:
+    def respond(
+        self, head: whook.Head, body: bytes | bytearray, connection: whook.Connection
+    ) -> whook.Answer | None:
         self.check_sender(head)
         path, _, query = head.target.partition("?")
         if path == "/" and head.method in ("GET", "HEAD"):
@@ -867,8 +880,24 @@ class Page:
         given = head.headers.get("authorization", "").removeprefix("Bearer ")
         if not hmac.compare_digest(given.encode(), self.token.encode()):
             raise whook.Refusal(401, "open the link that the terminal shows: it holds the token")
-        found = self.act(head.method, path, query, body)
+        if head.method == "GET" and path == "/api/news":
+            found = re.fullmatch(r"after=(\d{1,12})", query)
+            self.tell_news(int(found[1]) if found else -1, connection)
+            return None
+        return self.show(self.act(head.method, path, body))
+
+    def show(self, found: Any) -> whook.Answer:
         return whook.Answer(200, json.dumps(found).encode(), self.headers)
+
+    def tell_news(self, after: int, connection: whook.Connection) -> None:
+        """Answer at once if there are some, else when there are, or after a while."""
+
+        def send(news: Json) -> None:
+            connection.send(self.show(news))
+
+        self.desk.polls.append((time.monotonic() + POLL, after, send))
+        if self.desk.version != after:
+            self.desk.tell()
 
     def check_sender(self, head: whook.Head) -> None:
         """Refuse what another site's page may have sent here through this machine's browser."""
@@ -878,11 +907,8 @@ class Page:
         if origin is not None and origin.removeprefix("http://") not in self.hosts:
             raise whook.Refusal(403, "another site may not read or change what is here")
 
-    def act(self, method: str, path: str, query: str, body: bytes) -> Any:
+    def act(self, method: str, path: str, body: bytes | bytearray) -> Any:
         desk = self.desk
-        if method == "GET" and path == "/api/news":
-            after = re.fullmatch(r"after=(\d{1,12})", query)
-            return desk.news(int(after[1]) if after else -1, POLL)
         if method == "GET" and (match := re.fullmatch(r"/api/reviews/(\d{1,12})", path)):
             return desk.details(int(match[1]))
         actions: dict[str, Callable[[Json], Any]] = {
@@ -988,33 +1014,46 @@ def pair_of(options: argparse.Namespace) -> certs.Pair:
     return pair
 
 
-class DeskWorker(whook.Worker):
-    """whook's worker, which tells the desk of each review."""
+class DeskProcess(whook.Process):
+    """whook's process, which tells the desk of each review, and holds what is to be held."""
 
-    def __init__(self, setup: whook.Setup, desk: Desk, page: Page) -> None:
-        super().__init__(setup, 0, desk.evaluate)
-        self.desk, self.page = desk, page
+    desk: Desk
 
-    def review(self, head: whook.Head, body: bytes, connection: whook.Connection) -> whook.Answer:
-        started, entry = time.monotonic(), Entry(0, head.target, body, "cluster", time.time())
-        self.desk.current.entry = self.desk.add(entry)
+    def review(
+        self, head: whook.Head, body: bytes | bytearray, connection: whook.Connection
+    ) -> None:
+        desk, since = self.desk, connection.since
+        entry = desk.add(Entry(0, head.target, bytes(body), "cluster", time.time()))
         try:
-            answer = super().review(head, body, connection)
+            verb, name, timeout = whook.route(head)
+            self.policies.value.find(verb, name)
+            entry.request = request = whook.parse_review(body, since + timeout)
         except whook.Refusal as refusal:
-            self.desk.answered(entry, whook.status_answer(refusal), time.monotonic() - started)
+            desk.answered(entry, whook.status_answer(refusal), time.monotonic() - since)
             raise
-        self.desk.answered(entry, answer, time.monotonic() - started)
-        return answer
 
-    def look_after(self) -> None:
-        super().look_after()
-        self.page.server.reap()
-        self.desk.look_after()
+        def settle(decision: Decision) -> None:
+            self.evaluate = functools.partial(desk.evaluate, decision)
+            path = f"/{verb}/{name}" if name else f"/{verb}"
+            try:  # the policies of now: they may have been edited while it was held
+                policies = self.policies.value.find(verb, name)
+                answer = self.conclude(request, policies, verb, path, since)
+            except whook.Refusal as refusal:
+                answer = self.admission.refuse(refusal, connection.peer)
+            except ValueError as error:
+                wrong = whook.Refusal(500, f"what was edited can't be sent: {error}")
+                answer = self.admission.refuse(wrong, connection.peer)
+            connection.send(answer)
+            desk.answered(entry, answer, time.monotonic() - since)
+
+        if desk.holds(entry, request):
+            desk.park(entry, request, settle)
+        else:
+            settle(Decision("policies"))
 
 
 def open_page(desk: Desk, options: argparse.Namespace) -> Page:
     page = Page(desk, options.page_port, Path(options.cases))
-    page.serve()
     print(f"the page: {page.link}", flush=True)
     return page
 
@@ -1022,23 +1061,26 @@ def open_page(desk: Desk, options: argparse.Namespace) -> Page:
 def serve(options: argparse.Namespace) -> int:
     """The webhook, the page and the recordings, those made earlier too, until Ctrl-C."""
     make_certificate(options)
-    folder, setup = open_folder(options.record), whook.set_up(server_options(options))
-    desk = Desk(options, setup.policies, folder, options.hold)
+    folder, process = open_folder(options.record), DeskProcess()
+    process.obey_signals()
+    process.set_up(server_options(options))
+    desk = process.desk = Desk(options, process.policies, folder, options.hold, process.loop)
     for file, record in read_recordings([options.record]):
         entry = desk.add(entry_of(file, record))
         if entry.result:
-            judge(entry.result, entry.path, entry.body, setup.policies.value)
-    worker = DeskWorker(setup, desk, open_page(desk, options))
-    print(f"the webhook: https://{options.host}:{setup.admission.getsockname()[1]}", flush=True)
-    worker.obey_signals()
-    return worker.run()
+            judge(entry.result, entry.path, entry.body, desk.policies.value)
+    open_page(desk, options)
+    port = process.admission.socket.getsockname()[1]
+    print(f"the webhook: https://{options.host}:{port}", flush=True)
+    process.run()
+    return 0
 
 
 def server_options(options: argparse.Namespace) -> argparse.Namespace:
     """The flags of whook.py for the desk: one process, nothing on other addresses than asked."""
     folder = Path(options.cert_dir)
     flags = ["--tls-cert", str(folder / "server-cert.pem")]
-    flags += ["--tls-key", str(folder / "server-key.pem"), "--workers", "1", "--grace-period", "0"]
+    flags += ["--tls-key", str(folder / "server-key.pem"), "--grace-period", "0"]
     flags += ["--host", options.host, "--port", str(options.port), "--health-port", "0"]
     flags += [word for path in options.policy for word in ("--policy", path)]
     return whook.parse_arguments(flags)
@@ -1049,24 +1091,27 @@ def try_files(options: argparse.Namespace) -> int:
     the first answer when a policy is."""
     sources = functools.partial(whook.read_sources, options.policy)
     desk = Desk(options, whook.Watched("policies", sources, whook.load_policies))
-    page = open_page(desk, options)
+    open_page(desk, options)
     hint = "name YAML or JSON files"
     files = whook.Watched("files", lambda: whook.read_files(options.file, hint), reviews_of)
     desk.watched.append(files)
-    shown, used = None, desk.policies.value
-    with contextlib.suppress(KeyboardInterrupt):
-        while True:
-            if files.value is not shown:
-                shown = files.value
-                lay_out(desk, shown)
-            elif desk.policies.value is not used:
-                desk.replay(list(desk.entries))
-            used = desk.policies.value
-            time.sleep(whook.TICK)
-            desk.policies.refresh()
-            desk.look_after()
-            files.refresh()
-            page.server.reap()
+    shown: list[bytes] | None = None
+    used, stop = desk.policies.value, []
+
+    def look() -> None:
+        nonlocal shown, used
+        desk.policies.refresh()
+        files.refresh()
+        if files.value is not shown:
+            shown = files.value
+            lay_out(desk, shown)
+        elif desk.policies.value is not used:
+            desk.replay(list(desk.entries))
+        used = desk.policies.value
+
+    desk.loop.due.insert(0, look)
+    whook.set_handler(signal.SIGINT, lambda *_: stop.append(True))
+    desk.loop.run(lambda: bool(stop))
     return 0
 
 
@@ -1089,15 +1134,14 @@ def reviews_of(files: Mapping[str, bytes]) -> list[bytes]:
 def lay_out(desk: Desk, reviews: Sequence[bytes]) -> None:
     """Each review, and its answer, in the place of those that were there: /mutate, then
     /validate on what came of it, as the API server goes."""
-    with desk.changed:
-        desk.entries.clear()
-        desk.size = 0
+    desk.entries.clear()
+    desk.size = 0
     validating = any(policy.validate for policy in desk.policies.value.policies)
     for body in reviews:
         mutated = run_new(desk, "/mutate", body)
         if validating and mutated.outcome in ("allowed", "patched"):
             obj = _object_in(json.loads(body))
-            run_new(desk, "/validate", with_object(body, whook.apply(obj, mutated.patch)))
+            run_new(desk, "/validate", with_object(body, review.apply(obj, mutated.patch)))
 
 
 def run_new(desk: Desk, path: str, body: bytes) -> Result:

@@ -14,6 +14,7 @@ import dataclasses
 import difflib
 import itertools
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,7 +25,54 @@ import whook
 WEBHOOKS: dict[whook.Verb, str] = {
     "mutate": "mutate.whook.local",
     "validate": "validate.whook.local",
+    "warn": "warn.whook.local",
 }
+
+# ---------------------------------------------------------------------------- JSON Patch
+
+
+def apply(document: Any, patch: whook.Patch) -> Any:
+    """A copy of `document` with a patch of add, remove and replace applied, as strictly as RFC 6902
+    and RFC 6901 say; ValueError names the operation that does not fit."""
+    result = whook.thaw(whook.freeze(document))
+    for step in patch:
+        try:
+            _apply(result, step)
+        except (LookupError, TypeError, ValueError) as error:
+            raise ValueError(f"{step} does not fit: {error}") from None
+    return result
+
+
+def _apply(target: Any, step: dict[str, Any]) -> None:
+    path, op = step["path"], step["op"]
+    if type(path) is not str or not re.fullmatch("(/([^~/]|~[01])*)+", path):
+        raise ValueError("the path is no JSON Pointer to something below the root")
+    *keys, last = [key.replace("~1", "/").replace("~0", "~") for key in path.split("/")[1:]]
+    for key in keys:
+        target = target[_place(target, key)]
+    place = _place(target, last)
+    if op == "add" and type(target) is list:
+        target[place:place] = [whook.thaw(whook.freeze(step["value"]))]
+    elif op == "add":
+        target[place] = whook.thaw(whook.freeze(step["value"]))
+    elif op == "replace":
+        target[place]  # must be there
+        target[place] = whook.thaw(whook.freeze(step["value"]))
+    elif op == "remove":
+        del target[place]
+    else:
+        raise ValueError("the operation is unknown")
+
+
+def _place(target: Any, key: str) -> Any:
+    if type(target) is dict:
+        return key
+    if type(target) is list and key == "-":
+        return len(target)
+    if type(target) is not list or not re.fullmatch("0|[1-9][0-9]*", key) or int(key) > len(target):
+        raise ValueError(f"there is no place {key!r} in {type(target).__name__}")
+    return int(key)
+
 
 # ---------------------------------------------------------------------------- reading
 
@@ -143,7 +191,7 @@ def run(review: dict[str, Any], policies: Sequence[whook.Policy]) -> Outcome:
         outcome.responses["mutate"] = whook.evaluate(request, policies, "mutate")
         if not outcome.denied and before is not None:
             outcome.steps = list(_steps(review, policies))
-            outcome.after = whook.apply(before, outcome.responses["mutate"].patch)
+            outcome.after = apply(before, outcome.responses["mutate"].patch)
         if not outcome.denied:
             mutated = _with_object(review, outcome.after)
             outcome.responses["validate"] = whook.evaluate(mutated, policies, "validate")
@@ -162,7 +210,7 @@ def _steps(review: dict[str, Any], policies: Sequence[whook.Policy]) -> Iterator
     obj = review["request"]["object"]
     for policy in policies:
         patch = whook.evaluate(_with_object(review, obj), [policy], "mutate").patch
-        obj = whook.apply(obj, patch)
+        obj = apply(obj, patch)
         second = whook.evaluate(_with_object(review, obj), [policy], "mutate")
         if policy.mutate:
             yield Step(policy.name, patch, second.patch)

@@ -93,7 +93,7 @@ class Soak(unittest.TestCase):
         for figure in (
             f"{soak['reviews']:,} reviews in {soak['seconds']} s",
             f"changed {sum(soak['rotations'].values())} times",
-            f"{soak['failed']} failed, {soak['worker_restarts']} workers replaced",
+            f"{soak['failed']} failed, {soak['log_lines_dropped']} log lines dropped",
             f"{start} MiB at the start and {end} MiB at the end",
         ):
             self.assertIn(figure, said)

@@ -1579,7 +1579,7 @@ class Admission(InFolder):
         Path("label.py").write_text(
             "def mutate(obj, request):\n    obj['metadata']['labels'] = {'seen': 'yes'}\n"
         )
-        command = [sys.executable, str(HERE / "whook.py"), "--policy", "label.py", "--workers", "1"]
+        command = [sys.executable, str(HERE / "whook.py"), "--policy", "label.py"]
         command += ["--tls-cert", "webhook-certs/server-cert.pem", "--host", self.address]
         command += ["--tls-key", "webhook-certs/server-key.pem", "--port", str(port)]
         with open("whook.log", "wb") as log:

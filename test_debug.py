@@ -28,6 +28,7 @@ from selenium.webdriver.common.keys import Keys
 
 import certs
 import debug
+import review
 import whook
 from testing import controlplane, pki
 from testing.apiserver import Endpoint, Front, Memory, Refusal, Relay
@@ -627,7 +628,7 @@ class HoldTest(unittest.TestCase):
         before = json.loads(named("edited"))["request"]["object"]
         expected = copy.deepcopy(before)
         expected["spec"]["containers"][0]["env"].insert(0, {"name": "NEW", "value": "1"})
-        self.assertEqual(whook.apply(before, patch), expected)
+        self.assertEqual(review.apply(before, patch), expected)
 
     def test_not_chosen(self):
         started = time.monotonic()

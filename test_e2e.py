@@ -53,6 +53,8 @@ REFUSED = (
     ' "validate.whook.local" denied the request: container "main": image "shop:latest" has a'
     " mutable tag; pin a version or a digest"
 )
+# How an API server counts the calls that failed, and were ignored.
+FAILED_OPEN = 'apiserver_admission_webhook_fail_open_count{name="mutate.whook.local",type="admit"}'
 
 # How an API server is given a client certificate for the webhooks that it calls.
 ADMISSION = """\
@@ -366,8 +368,8 @@ class StoryTest(unittest.TestCase):
     def renew_within_the_cluster(self) -> None:
         """With the CronJob's arguments and its account's rights, and no review lost meanwhile."""
         kubectl("apply -f manifests/renewal/")
-        kubectl("create job --from=cronjob/whook-certs now -n whook")
-        found = f"pods -n whook -l {LABEL}=whook-certs"
+        kubectl("create job --from=cronjob/whook-certs now -n whook-renewal")
+        found = f"pods -n whook-renewal -l {LABEL}=whook-certs"
         pods = wait_for(lambda: get(found)["items"], "a pod of the renewal's job", WITHIN)
         (container,) = pods[0]["spec"]["containers"]
         before = get("secret whook-certs -n whook")["data"]
@@ -383,7 +385,7 @@ class StoryTest(unittest.TestCase):
 
     def renewal_account(self) -> Path:
         config = yaml.safe_load(cluster.kubeconfig.read_text())
-        token = kubectl("create token whook-certs -n whook").strip()
+        token = kubectl("create token whook-certs -n whook-renewal").strip()
         config["users"] = [{"name": "test", "user": {"token": token}}]
         path = cluster.folder / "renewal.kubeconfig"
         path.write_text(json.dumps(config))
@@ -393,26 +395,30 @@ class StoryTest(unittest.TestCase):
     def rights_beyond_renewal() -> list[str]:
         """Of what neither account may do, that which the API server would let it do."""
         questions = {
-            "whook-certs": (
+            "whook-renewal:whook-certs": (
                 "list secrets -n whook",
                 "get secrets/other -n whook",
                 "get secrets/whook-certs -n default",
                 "delete secrets/whook-certs -n whook",
                 "create pods -n whook",
+                "create pods -n whook-renewal",
+                "get configmaps -n whook",
                 "patch mutatingwebhookconfigurations/other",
                 "delete mutatingwebhookconfigurations/whook",
                 "approve signers/kubernetes.io/kube-apiserver-client",
             ),
-            "whook": ("get secrets/whook-certs -n whook", "list pods -n whook", "get namespaces"),
+            "whook:whook": (
+                "get secrets/whook-certs -n whook",
+                "list pods -n whook",
+                "get namespaces",
+            ),
         }
         return [
             f"{account}: {question}"
             for account, asked in questions.items()
             for question in asked
             if "yes"
-            in kubectl(
-                f"auth can-i {question} --as=system:serviceaccount:whook:{account}", check=False
-            )
+            in kubectl(f"auth can-i {question} --as=system:serviceaccount:{account}", check=False)
         ]
 
     def debug_on_the_laptop(self) -> None:
@@ -428,6 +434,7 @@ class StoryTest(unittest.TestCase):
         with whook(self.folder / "laptop.log", *arguments):
             wait_for(self.is_mutated, "the API server to call the laptop", WITHIN)
         self.assertFalse(self.is_mutated(), "with no whook, failurePolicy Ignore lets pods through")
+        self.assertIn(FAILED_OPEN, kubectl("get --raw /metrics"), "what WhookFailsOpen looks at")
 
     def return_to_normal(self) -> None:
         kubectl("delete -f manifests/debug/")
@@ -445,7 +452,7 @@ class StoryTest(unittest.TestCase):
         self.assertEqual(kubectl(f"get {CONFIGURATIONS} -o name"), "")
 
     def leave_nothing_behind(self) -> None:
-        kubectl("delete -f manifests/renewal/")
+        kubectl("delete -f manifests/renewal/ --ignore-not-found")
         kubectl("delete -f manifests/ --ignore-not-found")
         everywhere = f"namespaces,clusterroles,clusterrolebindings,{CONFIGURATIONS}"
         self.assertEqual(kubectl(f"get {everywhere} -l {LABEL} -o name"), "")
@@ -595,7 +602,7 @@ class AnswersTest(unittest.TestCase):
         files["tls-key"] = "webhook-certs/server-key.pem"
         flags = [f"--{flag}={cls.folder}/{path}" for flag, path in files.items()]
         log = cls.folder / "whook.log"
-        cls.server.enter_context(whook(log, *flags, "--workers=1", *arguments))
+        cls.server.enter_context(whook(log, *flags, *arguments))
 
     @classmethod
     def stop(cls) -> None:

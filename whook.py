@@ -11,11 +11,20 @@ policy is code that runs with whook's rights. whook needs no right at all in the
 What it will not do: call the API server, read a Secret, write a file, log an object, follow a URL,
 decide between fail-open and fail-closed (the webhook configuration's failurePolicy does that).
 
+What waits: one process with one thread has one loop, and the loop's select is all that waits.
+What is shared: nothing; there is no thread, no fork and no lock.
+What a stranger can size: nothing; section 2 has a bound for all that comes from outside.
+
 Sections, each using only what stands above it: 1 this text, 2 limits and log, 3 the review,
-4 policies, 5 JSON Patch, 6 evaluation, 7 HTTP, 8 TLS, 9 metrics, 10 workers, 11 command line.
+4 policies, 5 JSON Patch, 6 evaluation, 7 HTTP, 8 TLS, 9 metrics, 10 the process, 11 command line.
 """
 
 from __future__ import annotations
+
+import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036  for who tries
+    sys.exit("whook: error: it needs Python 3.11 or later")
 
 import argparse
 import base64
@@ -23,6 +32,7 @@ import bisect
 import collections
 import contextlib
 import errno
+import faulthandler
 import functools
 import gc
 import hashlib
@@ -31,21 +41,17 @@ import itertools
 import json
 import marshal
 import math
-import mmap
 import os
+import random
 import re
+import select
+import selectors
 import signal
 import socket
 import ssl
-import struct
-import sys
-import threading
 import time
-import traceback
 import types
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from io import BufferedIOBase
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, NoReturn, TypeVar
 
@@ -56,71 +62,94 @@ __version__ = "1.0.0"
 
 MAX_BODY = 7 * 1024 * 1024  # a user's body may be 3 MiB, and a review can hold object and oldObject
 MAX_LINE = 8 * 1024  # of a request line or a header; the API server's longest is under 100
+MAX_HEAD = 32 * 1024  # of all lines before a body
 MAX_HEADERS = 64  # the API server sends six
-BODIES_IN_FLIGHT = 4  # reviews of full size that one worker holds at a time
-SMALLEST_SHARE = 32  # a review counts as at least 1/32 of a full one, so at most 128 at a time
-MAX_CONNECTIONS = 1000  # per worker: each is a thread
+BODIES_HELD = 8  # bodies of full size that all connections together may have waiting
+MAX_CONNECTIONS = 1000
 MAX_REFUSING = 64  # connections over that bound that are told 503; past them they are closed
 BACKLOG = 1024
-IDLE_TIMEOUT = 100.0  # longer than the 90 s after which the API server drops an idle connection
-HANDSHAKE_TIMEOUT = 10.0
-HEAD_TIMEOUT = 10.0
-BODY_TIMEOUT = 10.0
-WRITE_TIMEOUT = 10.0
-PRESSED_TIMEOUT = 3.0  # for a handshake, a head, a first request and a write, when half full
-LINGER_TIMEOUT = 2.0  # how long an unread body is thrown away, so that its sender sees the answer
-DEFAULT_TIMEOUT = 10.0  # of a review without ?timeout=, as in admissionregistration.k8s.io/v1
-STUCK_AFTER = 30.0  # past a review's deadline, its worker is replaced; no webhook may take longer
-SETTLE_TIME = 5.0  # a draining worker without connections waits this long for late ones
+RECORD = 16 * 1024  # what one TLS record holds at most: one recv() takes it whole
+# A phase that a connection is in, how long it may take, and how long while whook is half full.
+PATIENCE = {
+    "handshake": (10.0, 3.0),
+    "fresh": (100.0, 3.0),  # connected, and nothing was asked yet
+    "idle": (100.0, 100.0),  # longer than the 90 s after which the API server drops it
+    "head": (10.0, 3.0),
+    "body": (10.0, 10.0),  # a large one may be slow because we are
+    "waiting": (math.inf, math.inf),  # for us; its review has a deadline of its own
+    "write": (10.0, 3.0),
+    "linger": (2.0, 2.0),  # what still comes is thrown away, so that its sender sees the answer
+}
+LIFETIME = (
+    60.0  # of a connection, more or less; then an answer closes it, so that new pods get some
+)
+MAX_TIMEOUT = 30.0  # of a review: admissionregistration.k8s.io/v1 allows no more
+DEFAULT_TIMEOUT = 10.0  # of a review without ?timeout=, as there
+BUDGET = 1.0  # what all policies of a review may take together, and loading after a change
+START_BUDGET = 10.0  # what loading may take at the start, when imports are cold
+RING = 0.05  # between two attempts to stop a policy
+STUCK_AFTER = 15.0  # a call into C that can't be stopped ends the process
+SLICE = 0.01  # of work, until the loop looks at its sockets again: health must be quick
+ACCEPTS = 32  # connections taken at a time
+TICK = 0.5  # how often the loop looks after time-outs, files and its end
+SETTLE_TIME = 5.0  # while draining without connections, late ones are waited for
 GRACE_PERIOD = 95.0  # longer than those 90 s: no connection is cut that may still be used
-LONG_LIFE = 10.0  # a worker that lived longer is replaced without a pause
-HEAD_START = 0.002  # that a worker gives another with fewer connections, at each accept
-TICK = 0.5  # how often a worker looks after time-outs, files and its heartbeat
-SWITCH_INTERVAL = 0.02  # of threads that compute; Python's 0.005 costs 6% of the reviews a second
-LOG_PAUSE = 0.05  # after a write, in which lines of the level INFO wait ...
-LOG_LINES = 1000  # ... unless they are more than these
 LOG_WRITE = 4096  # bytes that a pipe takes in one piece (PIPE_BUF)
-MAX_WARNINGS = 4096  # characters in all warnings together; past them each is cut to:
-MAX_WARNING = 256
-MAX_SERIES = 2000  # label combinations a worker counts; later ones go without labels
-SLOT_SIZE = 1024 * 1024  # shared memory for one worker's counters
+MAX_LOGGED = 256  # characters of a value in a log line
+MAX_MESSAGE = 4096  # characters of a denial, a warning or an error
+MAX_UID = 253
+MAX_WARNINGS = 4096  # how many are kept; the API server takes as many characters in all, or ...
+MAX_WARNING = 256  # ... that many of each
+MAX_SERIES = 1000  # label combinations of a metric; what comes later is counted as "other"
 
 
 class Log:
     """Writes one line an event to standard error, as text or JSON.
 
-    A line holds names, counts and messages, never an object: a Secret is an object. Values are
-    escaped, so that nothing from outside can forge a line. A full disk under the log loses lines,
-    not reviews. Under load lines go out together, at the latest with the next tick: a write(2) a
-    review hands the interpreter's lock over once more, and cost a seventh of all processor time.
+    A line holds names, counts and messages, never an object: a Secret is an object. Values are cut
+    and escaped, so that nothing from outside can size a line or forge one. Nothing waits for who
+    reads: lines that can't be written at once are dropped and counted. While the loop runs, they
+    go out together, once a turn.
     """
 
     def __init__(self) -> None:
         self.format = "text"
-        self.waiting: collections.deque[bytes] = collections.deque()
-        self.written, self.lock = 0.0, threading.Lock()
+        self.together = False
+        self.dropped = 0
+        self.waiting: list[str] = []
+        self.torn = False  # the last line that went out lacks its end
 
     def __call__(self, level: str, event: str, **fields: object) -> None:
         now = time.time()
         stamp = f"{_utc_second(int(now))}.{int(now % 1 * 1000):03d}Z"
         if self.format == "json":
-            line = json.dumps({"time": stamp, "level": level, "event": event, **fields})
+            cut = {k: v if type(v) in _SMALL else str(v)[:MAX_LOGGED] for k, v in fields.items()}
+            line = json.dumps({"time": stamp, "level": level, "event": event, **cut})
         else:
-            pairs = " ".join([f"{key}={_quote(value)}" for key, value in fields.items()])
-            line = f"{stamp} {level} {event} {pairs}"
-        self.waiting.append(line.encode("utf-8", "backslashreplace") + b"\n")
-        if level != "INFO" or now - self.written > LOG_PAUSE or len(self.waiting) > LOG_LINES:
-            self.written = now
+            pairs = [f"{key}={_quote(value)}" for key, value in fields.items()]
+            line = " ".join([stamp, level, event, *pairs])
+        self.waiting.append(line + "\n")
+        if not self.together:
             self.flush()
 
     def flush(self) -> None:
-        """Write what waits, in pieces that other workers can't write into."""
-        with self.lock, contextlib.suppress(OSError):
-            while self.waiting:
-                lines = self.waiting.popleft()
-                while self.waiting and len(lines) + len(self.waiting[0]) <= LOG_WRITE:
-                    lines += self.waiting.popleft()
-                os.write(2, lines)
+        """Write what waits, in pieces that another process can't write into."""
+        text, self.waiting = "".join(self.waiting), []
+        data, start = ("\n" * self.torn + text).encode(), 0
+        with contextlib.suppress(OSError):  # a full disk, a closed pipe
+            while start < len(data) and _writable():
+                end = data.rfind(b"\n", start, start + LOG_WRITE) + 1 or start + LOG_WRITE
+                start += os.write(2, data[start:end])
+        self.torn = data[:start][-1:] != b"\n" if start else self.torn
+        self.dropped += data.count(b"\n", start)
+
+
+_SMALL = (int, float, bool)
+
+
+def _writable() -> bool:
+    """Whether standard error takes LOG_WRITE bytes at once. Windows can't tell."""
+    return os.name == "nt" or bool(select.select((), (2,), (), 0)[1])
 
 
 @functools.lru_cache(maxsize=4)
@@ -132,7 +161,7 @@ _PLAIN = re.compile(r"[!#-<>-\[\]-~]+").fullmatch  # printable ASCII but space, 
 
 
 def _quote(value: object) -> str:
-    text = str(value).lower() if isinstance(value, bool) else str(value)
+    text = str(value).lower() if type(value) is bool else str(value)[:MAX_LOGGED]
     return text if _PLAIN(text) else json.dumps(text)
 
 
@@ -145,6 +174,22 @@ class Refusal(Exception):
     def __init__(self, status: int, message: str, **headers: str) -> None:
         super().__init__(message)
         self.status, self.message, self.headers = status, message, headers
+
+
+def cut(text: str, limit: int = 100) -> str:
+    """A text from outside, short enough to be quoted in a message."""
+    return text if len(text) <= limit else text[:limit] + "…"
+
+
+def where(error: BaseException) -> str:
+    """Where it was raised, innermost first, for the log: no text of the error, which may quote an
+    object, and no lines of source."""
+    calls, step = [], error.__traceback__
+    while step:
+        code = step.tb_frame.f_code
+        calls.append(f"{os.path.basename(code.co_filename)}:{step.tb_lineno} {code.co_name}")
+        step = step.tb_next
+    return " < ".join(reversed(calls))
 
 
 # ---------------------------------------------------------------------------- 3 the review
@@ -172,16 +217,18 @@ class Denied(BaseException):
 
 class Response:
     """A verdict. `patch` is a list of JSON Patch operations, `audit` maps key to value, `spent`
-    maps a policy's name to the seconds that it took, `changed_by` to its number of operations."""
+    maps a policy's name to the seconds that it took, `changed_by` to its number of operations,
+    `would_deny` to the message with which it would have denied, were this not /warn."""
 
     def __init__(self) -> None:
         self.allowed = True
         self.code, self.reason, self.message = 200, "", ""
-        self.warnings: list[str] = []
+        self.warnings: dict[str, None] = {}
         self.audit: dict[str, str] = {}
         self.patch: list[dict[str, Any]] = []
         self.spent: dict[str, float] = {}
         self.changed_by: dict[str, int] = {}
+        self.would_deny: dict[str, str] = {}
 
 
 class Request:
@@ -241,19 +288,19 @@ class Request:
     def deny(self, message: str, code: int = 403, reason: str = "Forbidden") -> NoReturn:
         """End the review: the API server refuses the user's request with this message, which
         continues its sentence: lower case, no full stop. ValueError if code is no HTTP error."""
-        if not 400 <= code <= 599:
-            raise ValueError(f"deny code {code} is not between 400 and 599")
-        response = self.response
+        if type(code) is not int or not 400 <= code <= 599:
+            raise ValueError(f"deny code {code!r} is not between 400 and 599")
+        response, text = self.response, cut(str(message), MAX_MESSAGE)
+        response.reason, response.message = str(reason), text
         response.allowed, response.code = False, code
-        response.reason, response.message = str(reason), str(message)
-        raise Denied(message)
+        raise Denied(text)
 
     def warn(self, text: str) -> None:
         """Show the user a line (kubectl: `Warning: …`). Control characters become spaces, as the
         API server would drop the whole warning for one."""
-        line = _CONTROL.sub(" ", str(text)).strip()
-        if line and line not in self.response.warnings:
-            self.response.warnings.append(line)
+        line = _CONTROL.sub(" ", str(text)[:MAX_MESSAGE]).strip()
+        if line and len(self.response.warnings) < MAX_WARNINGS:
+            self.response.warnings[line] = None
 
     def audit(self, key: str, value: Any) -> None:
         """Put a value into the cluster's audit log. ValueError if the key can't be one there."""
@@ -269,7 +316,9 @@ _API_VERSIONS = ("admission.k8s.io/v1", "admission.k8s.io/v1beta1")
 _OPERATIONS = ("CREATE", "UPDATE", "DELETE", "CONNECT")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 _AUDIT_KEY = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?").fullmatch
-_TYPE_NAMES = {dict: "an object", str: "a string", bool: "true or false", list: "a list"}
+_TYPE_NAMES: dict[type, str] = {dict: "an object", str: "a string", bool: "true or false"}
+_TYPE_NAMES |= {list: "a list", tuple: "a list", set: "a list", frozenset: "a list"}
+_TYPE_NAMES |= {int: "a whole number", float: "a number"}
 
 
 def freeze(value: Any) -> bytes:
@@ -279,24 +328,31 @@ def freeze(value: Any) -> bytes:
     return marshal.dumps(value, 2)
 
 
-thaw: Callable[[bytes], Any] = marshal.loads  # only ever reads what freeze() wrote
-Frozen = dict[str, bytes]  # an object, each of its fields frozen
+thaw: Callable[[bytes], Any] = marshal.loads  # only ever reads what was frozen here
+Frozen = dict[str, Any]  # an object: each field of its fields as bytes
 
 
 def freeze_fields(obj: dict[str, Any]) -> Frozen:
-    """The object frozen field by field, so that only those that change are looked at closely: a
-    label added to a 5 KB pod costs half as much as if spec were thawed and compared too.
+    """The object frozen two levels down (metadata.labels, spec.containers), so that only what
+    changes is looked at closely.
 
     Equal bytes mean equal values, but not the other way round: version 4 writes a value that is
     referred to twice in another way. It takes half the time of version 2."""
-    return {key: marshal.dumps(value, 4) for key, value in obj.items()}
+    dumps = marshal.dumps
+    return {
+        key: {k: dumps(v, 4) for k, v in value.items()} if type(value) is dict else dumps(value, 4)
+        for key, value in obj.items()
+    }
 
 
 def thaw_fields(frozen: Frozen) -> dict[str, Any]:
-    return {key: thaw(value) for key, value in frozen.items()}
+    return {
+        key: {k: thaw(v) for k, v in value.items()} if type(value) is dict else thaw(value)
+        for key, value in frozen.items()
+    }
 
 
-def parse_review(body: bytes, deadline: float = math.inf) -> Request:
+def parse_review(body: bytes | bytearray, deadline: float = math.inf) -> Request:
     """The Request in the bytes of an AdmissionReview, v1 or v1beta1; Refusal (400) of all else."""
     review = _decode(body)
     if type(review) is not dict or review.get("kind") != "AdmissionReview":
@@ -310,11 +366,13 @@ def parse_review(body: bytes, deadline: float = math.inf) -> Request:
     request = Request(obj)
     request.api_version, request.deadline = review["apiVersion"], deadline
     request.uid = _field(fields, "uid", str, "")
-    if not request.uid:
-        raise Refusal(400, "request.uid is missing")
+    if not 0 < len(request.uid) <= MAX_UID:
+        raise Refusal(400, "request.uid is " + ("too long" if request.uid else "missing"))
     request.operation = _field(fields, "operation", str, "")
     if request.operation not in _OPERATIONS:
         raise Refusal(400, f"request.operation must be one of {', '.join(_OPERATIONS)}")
+    if obj is None and request.operation in ("CREATE", "UPDATE"):
+        raise Refusal(400, f"request.object is missing, which {request.operation} needs")
     request.kind = _names(Kind, fields, "kind")
     request.resource = _names(Resource, fields, "resource")
     request.sub_resource = _field(fields, "subResource", str, "")
@@ -334,7 +392,7 @@ def parse_review(body: bytes, deadline: float = math.inf) -> Request:
     return request
 
 
-def _decode(body: bytes) -> Any:
+def _decode(body: bytes | bytearray) -> Any:
     try:
         return _DECODER.decode(body.decode())
     except UnicodeDecodeError:
@@ -342,7 +400,7 @@ def _decode(body: bytes) -> Any:
     except RecursionError:
         raise Refusal(400, "the body is nested too deeply") from None
     except ValueError as error:  # JSONDecodeError is one; so is an integer of over 4300 digits
-        reason = str(error).partition(";")[0] if body else "it is empty"
+        reason = cut(str(error).partition(";")[0]) if body else "it is empty"
         raise Refusal(400, f"the body is not JSON: {reason}") from None
 
 
@@ -402,7 +460,7 @@ def render_review(request: Request, response: Response) -> bytes:
         patch = base64.b64encode(_ENCODE(response.patch).encode())
         answer |= {"patchType": "JSONPatch", "patch": patch.decode()}
     if response.warnings:
-        answer["warnings"] = _fitting(response.warnings)
+        answer["warnings"] = _fitting(list(response.warnings))
     if response.audit:
         answer["auditAnnotations"] = response.audit
     review = {"apiVersion": request.api_version, "kind": "AdmissionReview", "response": answer}
@@ -427,6 +485,92 @@ class SetupError(Exception):
         self.message, self.hint = message, hint
 
 
+class TimeUp(BaseException):
+    """Raised inside a policy that is to stop; not an Exception, so that few policies swallow it."""
+
+
+set_handler: Any = signal.signal  # main() hides them from policies
+set_timer: Any = getattr(signal, "setitimer", None)
+
+
+class Budget:
+    """The seconds that policies may take together; who is at work when they are over is stopped.
+
+    A timer's signal raises TimeUp in it, again and again until it lets go. From the second time on
+    every line that it still runs raises TimeUp too, as `while True:` around `try: sleep(9)` with a
+    bare `except:` would be met inside its `try` for ever. whook's own code is never interrupted.
+    Nothing is stopped where there is no such timer (Windows), in another thread than the first,
+    and while a debugger is at work: somebody stands at a breakpoint.
+    """
+
+    def __init__(self) -> None:
+        self.obeyed = False  # the signal's handler is set
+        self.seconds = 0.0
+        self.over = False  # the time is up
+        self.lines: dict[str, int] = {}  # where, by file: filled when somebody had to be stopped
+
+    def __call__(self, seconds: float) -> Budget:
+        """To be entered with so many seconds from then on."""
+        self.seconds, self.over, self.lines = seconds, False, {}
+        return self
+
+    def __enter__(self) -> Budget:
+        try:
+            if not self.obeyed:
+                set_handler(signal.SIGALRM, self.ring)
+                self.obeyed = True
+            set_timer(signal.ITIMER_REAL, max(self.seconds, RING), RING)
+        except (ValueError, AttributeError):
+            pass  # another thread, Windows
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.obeyed:
+            set_timer(signal.ITIMER_REAL, 0)
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What the function returns; TimeUp if it took too long, or the time was up before."""
+        if self.over:
+            raise TimeUp
+        try:
+            return function(*arguments)
+        finally:
+            if self.lines:
+                sys.settrace(None)
+
+    def ring(self, number: int, frame: types.FrameType | None) -> None:
+        """The timer's signal: interrupt what call() called."""
+        if sys.gettrace() not in (None, self.trace) or _monitored():
+            self.__exit__()
+            return faulthandler.cancel_dump_traceback_later()
+        self.over, frames = True, []
+        while frame and frame.f_code is not Budget.call.__code__:
+            frames.append(frame)
+            frame = frame.f_back
+        if not frame or not frames or frames[0].f_code.co_filename == __file__:
+            return None  # whook itself is at work
+        if self.lines:
+            for each in frames:
+                each.f_trace = self.trace
+            sys.settrace(self.trace)
+        else:
+            self.lines = {each.f_code.co_filename: each.f_lineno for each in reversed(frames)}
+        raise TimeUp
+
+    def trace(self, frame: types.FrameType, event: str, argument: object) -> Any:
+        if event == "line":
+            raise TimeUp
+        return self.trace
+
+
+def _monitored() -> bool:
+    """Whether a debugger is at work that uses sys.monitoring, as pdb does from 3.14 on."""
+    monitoring = getattr(sys, "monitoring", None)
+    return bool(monitoring and monitoring.get_tool(monitoring.DEBUGGER_ID))
+
+
+budget = Budget()
+
 PolicyFunction = Callable[[Any, Request], object]
 
 
@@ -440,7 +584,7 @@ class Policy(NamedTuple):
 
 
 class PolicySet(NamedTuple):
-    """All policies in the order of their names, and the hash of their sources."""
+    """All policies in the order of their names, and the hash of their sources and parameters."""
 
     policies: tuple[Policy, ...] = ()
     digest: str = ""
@@ -449,10 +593,14 @@ class PolicySet(NamedTuple):
         """The policies behind /verb or /verb/name; Refusal (404) where there is none."""
         if not name:
             return self.policies
+        function = "mutate" if verb == "mutate" else "validate"
         for policy in self.policies:
-            if policy.name == name and getattr(policy, verb):
+            if policy.name == name and getattr(policy, function):
                 return (policy,)
-        raise Refusal(404, f'there is no policy "{name}" that defines {verb}')
+        raise Refusal(404, f'there is no policy "{name}" that defines {function}')
+
+    def facts(self) -> dict[str, object]:
+        return {"names": ",".join(policy.name for policy in self.policies), "hash": self.digest}
 
 
 def read_files(paths: Iterable[str], hint: str) -> dict[str, bytes]:
@@ -464,8 +612,9 @@ def read_files(paths: Iterable[str], hint: str) -> dict[str, bytes]:
 
 
 def read_sources(paths: Iterable[str]) -> dict[str, bytes]:
-    """The content of every policy file behind `paths`, files or folders, by file; SetupError where
-    there is none. A folder's names that start with a dot or an underscore are left out."""
+    """The content of every policy file behind `paths`, files or folders, by file, and of the
+    NAME.json beside it that sets its constants; SetupError where there is no policy. A folder's
+    names that start with a dot or an underscore are left out."""
     files: list[str] = []
     for path in paths:
         found = [path]
@@ -474,37 +623,62 @@ def read_sources(paths: Iterable[str]) -> dict[str, bytes]:
         if not found:
             raise SetupError(f"no policy (*.py) in folder {path}", "name a file, or leave it out")
         files += found
+    files += [beside for beside in map(parameters_of, files) if os.path.exists(beside)]
     return read_files(files, "--policy takes a Python file, or a folder with some")
 
 
-def load_policies(sources: Mapping[str, bytes]) -> PolicySet:
-    """Run each source and take its functions; SetupError names the file that is no policy."""
-    ordered = sorted(sources, key=lambda path: (Path(path).stem, path))
-    policies = tuple(_load_policy(path, sources[path]) for path in ordered)
+def parameters_of(path: str) -> str:
+    """The file with the parameters of the policy in `path`: NAME.json beside NAME.py."""
+    return str(Path(path).with_suffix(".json"))
+
+
+def load_policies(sources: Mapping[str, bytes], seconds: float = BUDGET) -> PolicySet:
+    """Run each source and take its functions; SetupError names the file that is no policy, or sets
+    what its policy doesn't have. All of them together have so many seconds."""
+    files = [path for path in sources if not path.endswith(".json")]
+    files.sort(key=lambda path: (Path(path).stem, path))
+    with budget(seconds):
+        policies = [_load_policy(path, sources) for path in files]
     for one, other in itertools.pairwise(policies):
         if one.name == other.name:
             raise SetupError(
                 f'two policies are named "{one.name}": {one.path} and {other.path}',
                 "rename one of the files",
             )
-    return PolicySet(policies, digest_of(sources))
+    return PolicySet(tuple(policies), digest_of(sources))
 
 
-def _load_policy(path: str, source: bytes) -> Policy:
-    module = types.ModuleType(Path(path).stem)
-    module.__file__ = path
-    if not re.fullmatch("[A-Za-z0-9._-]+", module.__name__):
+def _load_policy(path: str, sources: Mapping[str, bytes]) -> Policy:
+    name = Path(path).stem
+    if not re.fullmatch("[A-Za-z0-9._-]{1,200}", name):
         raise SetupError(
             f"policy {path} can't be named in a path like /mutate/NAME",
             "use letters, digits, '-', '_' and '.'",
         )
+    module = types.ModuleType(f"policy {name}")
+    module.__file__ = path
+    sys.modules[module.__name__] = module  # where a dataclass looks up its annotations
+    given = sources.get(parameters_of(path))
+    constants = None if given is None else Constants(parameters_of(path), vars(module), given)
     try:
-        exec(compile(source, path, "exec"), vars(module))  # noqa: S102  the operator's own code
-    except (Exception, SystemExit) as error:
+        code = compile(sources[path], path, "exec", dont_inherit=True)
+        budget.call(exec, code, vars(module), constants)
+    except SetupError:
+        raise
+    except BaseException as error:  # an import may raise SystemExit, too
         raise SetupError(
             f"policy {path} does not load: {describe(error, path)}",
             "run it with python to see the whole error",
         ) from error
+    if constants is not None and constants.unused:
+        raise SetupError(
+            f"{constants.path} sets {min(constants.unused)}, which {path} does not",
+            "only upper-case names that the source sets can be set",
+        )
+    return Policy(name, path, *_functions(module, path))
+
+
+def _functions(module: types.ModuleType, path: str) -> list[Any]:
     found = [getattr(module, verb, None) for verb in ("mutate", "validate")]
     functions = [function if callable(function) else None for function in found]
     if not any(functions):
@@ -512,16 +686,76 @@ def _load_policy(path: str, source: bytes) -> Policy:
             f"policy {path} defines neither mutate nor validate",
             "a policy is a file with `def mutate(obj, request):`, or validate, or both",
         )
-    return Policy(module.__name__, path, *functions)
+    for function in functions:
+        if getattr(getattr(function, "__code__", None), "co_flags", 0) & _LATER:
+            raise SetupError(
+                f"policy {path}: a function that is async, or yields, would never run",
+                "a policy is a plain function",
+            )
+    return functions
+
+
+_LATER = 0x20 | 0x80 | 0x200  # flags of generators, coroutines, async generators; see inspect
+
+
+class Constants(dict[str, Any]):
+    """Where a policy's source sets its names, if there is a NAME.json: what that says of the
+    upper-case ones takes the place of what the source says. SetupError if they differ in type."""
+
+    def __init__(self, path: str, names: dict[str, Any], parameters: bytes) -> None:
+        self.path, self.names = path, names
+        try:
+            self.given = json.loads(parameters)
+        except (ValueError, RecursionError) as error:
+            raise SetupError(f"{path} is not JSON: {error}", "an object, by constant") from None
+        if type(self.given) is not dict:
+            raise SetupError(f"{path} is not a JSON object", 'as in {"LIMIT": 5}')
+        self.unused = {*self.given}
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if name in self.given and name.isupper():
+            value = self.parameter(name, type(value))
+        self.names[name] = value
+
+    def __delitem__(self, name: str) -> None:
+        del self.names[name]
+
+    def parameter(self, name: str, kind: type) -> Any:
+        """The value for a constant; a list may stand for a tuple or a set, 1 for 1.0."""
+        value = self.given[name]
+        self.unused.discard(name)
+        if (type(value), kind) in _CONVERTED:
+            with contextlib.suppress(TypeError):  # a set of lists
+                return kind(value)
+        if type(value) is not kind:
+            wanted = _TYPE_NAMES.get(kind, f"left out: JSON has no {kind.__name__}")
+            raise SetupError(f"{name} in {self.path} must be {wanted}", "as in the policy's source")
+        return value
+
+
+_CONVERTED = {(list, tuple), (list, set), (list, frozenset), (int, float)}
 
 
 def describe(error: BaseException, path: str) -> str:
     """What went wrong in the file at `path`, and on which of its lines."""
-    lines = [n for f, n in traceback.walk_tb(error.__traceback__) if f.f_code.co_filename == path]
-    if isinstance(error, SyntaxError) and error.lineno:
-        lines = [error.lineno]
-    where = f"line {lines[-1]}: " if lines else ""
-    return f"{where}{type(error).__name__}: {str(error)[:500]}"
+    line, step = 0, error.__traceback__
+    while step:
+        line = step.tb_lineno if step.tb_frame.f_code.co_filename == path else line
+        step = step.tb_next
+    if isinstance(error, SyntaxError):
+        line = error.lineno or line
+    if budget.over and (budget.lines or isinstance(error, TimeUp)):
+        line, text = budget.lines.get(path, line), f"stopped: it had {budget.seconds:.3g} s"
+    else:
+        text = f"{type(error).__name__}: {_text_of(error)}"
+    return f"line {line}: {text}" if line else text
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(budget.call(str, error))[:500]
+    except BaseException:  # the policy's own __str__ failed
+        return "?"
 
 
 def digest_of(contents: Mapping[str, bytes]) -> str:
@@ -536,6 +770,15 @@ def digest_of(contents: Mapping[str, bytes]) -> str:
 # ---------------------------------------------------------------------------- 5 JSON Patch
 
 Patch = list[dict[str, Any]]
+LEVELS = 10  # of a document, in which values are compared as a whole before they are walked
+
+
+class NotJson(ValueError):
+    """What JSON can't hold; `keys` lead to it, innermost first."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.keys: list[str | int] = []
 
 
 def diff(before: Any, after: Any) -> Patch:
@@ -543,183 +786,240 @@ def diff(before: Any, after: Any) -> Patch:
     below the root, each parent there when its turn comes. This is the part on which the API
     server's patch library and the RFC agree. Types count: true, 1 and 1.0 differ.
 
+    Items of lists that are equal, or objects of the same `name`, are the same item, wherever they
+    stand. The time is linear in the size, but for n log n in the items of a list.
+
     Neither argument is changed, and the patch shares nothing with them. ValueError where the root
     itself would be replaced, or `after` holds what JSON can't: the message names the path.
     """
-    if type(before) is not type(after) or type(after) not in (dict, list):
-        if _same(before, after):
-            return []
-        raise ValueError("the whole document can't be replaced by a patch")
+    trail: list[str | int] = []
     patch: Patch = []
-    _diff(before, after, "", patch)
+    try:
+        if type(before) is not type(after) or type(after) not in (dict, list):
+            if freeze(before) != freeze(after):
+                raise NotJson("the whole document can't be replaced by a patch")
+        else:
+            _diff(before, after, trail, patch)
+    except NotJson as error:
+        path = _pointer([*trail, *reversed(error.keys)]) or "/"
+        raise ValueError(str(error).replace("{path}", path, 1)) from None
     return patch
 
 
-def _diff(before: Any, after: Any, path: str, patch: Patch) -> None:
-    if type(before) is dict and type(after) is dict:
-        _diff_dicts(before, after, path, patch)
-    elif type(before) is list and type(after) is list:
-        _diff_lists(before, after, path, patch)
-    elif not _same(before, after):
-        patch.append({"op": "replace", "path": path, "value": _plain(after, path)})
-
-
-def _diff_dicts(before: dict[str, Any], after: dict[str, Any], path: str, patch: Patch) -> None:
+def _diff(before: Any, after: Any, trail: list[str | int], patch: Patch) -> None:
+    """Add to `patch` what makes `after` of `before`, which stand where `trail` leads."""
+    if type(before) is list and type(after) is list:
+        return _diff_lists(before, after, trail, patch)
+    if type(before) is not dict or type(after) is not dict:
+        return _put("replace", trail, after, patch)
     for key in before:
         if key not in after:
-            patch.append({"op": "remove", "path": f"{path}/{_escape(key)}"})
+            patch.append({"op": "remove", "path": _pointer([*trail, key])})
     for key, value in after.items():
         if type(key) is not str:
-            raise ValueError(f"{path or '/'} has the key {key!r}: JSON's keys are strings")
+            raise NotJson(f"{{path}} has the key {key!r}: JSON's keys are strings")
+        trail.append(key)
         if key not in before:
-            place = f"{path}/{_escape(key)}"
-            patch.append({"op": "add", "path": place, "value": _plain(value, place)})
-        elif not _same(before[key], value):
-            _diff(before[key], value, f"{path}/{_escape(key)}", patch)
+            _put("add", trail, value, patch)
+        elif not _same(before[key], value, trail):
+            _diff(before[key], value, trail, patch)
+        trail.pop()
+    return None
 
 
-def _diff_lists(before: list[Any], after: list[Any], path: str, patch: Patch) -> None:
-    """What both lists start and end with stays; between, items are compared in pairs, then the
-    rest is added or removed (from the end, so that the indices before it hold)."""
-    shorter = min(len(before), len(after))
-    start = 0
-    while start < shorter and _same(before[start], after[start]):
-        start += 1
-    end = 0
-    while end < shorter - start and _same(before[-1 - end], after[-1 - end]):
-        end += 1
-    for index in range(start, shorter - end):
-        _diff(before[index], after[index], f"{path}/{index}", patch)
-    for index in range(shorter - end, len(after) - end):
-        value = _plain(after[index], f"{path}/{index}")
-        patch.append({"op": "add", "path": f"{path}/{index}", "value": value})
-    for index in range(len(before) - end - 1, shorter - end - 1, -1):
-        patch.append({"op": "remove", "path": f"{path}/{index}"})
-
-
-def _same(one: Any, other: Any) -> bool:
-    if type(one) is not type(other) or one != other:
+def _same(one: Any, other: Any, trail: list[str | int]) -> bool:
+    """Whether two values are known to be equal; far down, that is left to the walk: to compare a
+    large one as a whole again at each level would cost its size times its depth."""
+    if type(one) is not type(other):
         return False
-    if type(one) is dict or type(one) is list:  # == says true of [1] and [True] too
-        frozen = _frozen(one)
-        return frozen is not None and frozen == _frozen(other)
-    return True
+    if type(one) is not dict and type(one) is not list:
+        return bool(one == other)
+    # == is the quickest to see a difference, but says true of [1] and [True]
+    return len(trail) <= LEVELS and one == other and _label(one, trail) == _label(other, trail)
 
 
-def _frozen(value: Any) -> bytes | None:
-    """freeze(), or None for what can't be frozen; a walk then finds out where."""
-    try:
-        return freeze(value)
-    except ValueError:
-        return None
+def _label(value: Any, trail: list[str | int]) -> object:
+    """What is equal for values known to be equal."""
+    if len(trail) <= LEVELS or (type(value) is not dict and type(value) is not list):
+        try:
+            return marshal.dumps(value, 2)
+        except ValueError:
+            pass  # no JSON: the walk finds out where
+    return object()
 
 
-def _plain(value: Any, path: str) -> Any:
-    """A copy of a JSON value; ValueError names the path of anything else in it."""
+def _diff_lists(before: list[Any], after: list[Any], trail: list[str | int], patch: Patch) -> None:
+    """What both lists start and end with stays. Of what is between, the same items stay, as far as
+    they are in order. Between those, items are changed in pairs, and the rest is added or removed
+    (from the end, so that the indices before it hold)."""
+    one, other = [[_label(item, trail) for item in items] for items in (before, after)]
+    start, end, shorter = 0, 0, min(len(one), len(other))
+    while start < shorter and one[start] == other[start]:
+        start += 1
+    while end < shorter - start and one[-1 - end] == other[-1 - end]:
+        end += 1
+    old, new = range(start, len(one) - end), range(start, len(other) - end)
+    equal = {one[i] for i in old} & {other[j] for j in new}
+    kept = _in_order(_keys(before, one, equal, old), _keys(after, other, equal, new))
+    pairs: list[tuple[int, int]] = []
+    removed: list[int] = []
+    added: list[int] = []
+    i = j = start
+    for next_i, next_j in [*kept, (old.stop, new.stop)]:
+        count = min(next_i - i, next_j - j)
+        pairs += [(i + n, j + n) for n in range(count)]
+        removed += range(i + count, next_i)
+        added += range(j + count, next_j)
+        pairs.append((next_i, next_j))
+        i, j = next_i + 1, next_j + 1
+    patch += [{"op": "remove", "path": _pointer([*trail, i])} for i in reversed(removed)]
+    for j in added:
+        trail.append(j)
+        _put("add", trail, after[j], patch)
+        trail.pop()
+    for i, j in pairs[:-1]:
+        if one[i] != other[j]:
+            trail.append(j)
+            if _name(before[i]) == _name(after[j]):
+                _diff(before[i], after[j], trail, patch)
+            else:  # it is another thing that came in its place
+                _put("replace", trail, after[j], patch)
+            trail.pop()
+
+
+def _keys(
+    items: list[Any], labels: list[object], equal: set[object], places: range
+) -> dict[object, int]:
+    """The places by what stands there: the item itself if the other list has it, else its name;
+    and the how manieth such it is."""
+    keys: dict[object, int] = {}
+    seen: collections.Counter[object] = collections.Counter()
+    for place in places:
+        key = labels[place]
+        if key not in equal:
+            key = _name(items[place]) or key
+        seen[key] += 1
+        keys[key, seen[key]] = place
+    return keys
+
+
+def _name(item: Any) -> str:
+    name = item.get("name") if type(item) is dict else None
+    return name if type(name) is str else ""
+
+
+def _in_order(old: dict[object, int], new: dict[object, int]) -> list[tuple[int, int]]:
+    """The longest row of places in both with the same key, ascending in both (patience sorting)."""
+    ends: list[int] = []  # where in `new` the row of each length ends that ends first ...
+    rows: list[Any] = []  # ... and that row, linked from its end
+    for key, i in old.items():
+        if (j := new.get(key)) is not None:
+            length = bisect.bisect_left(ends, j)
+            ends[length : length + 1] = [j]
+            rows[length : length + 1] = [(i, j, rows[length - 1] if length else None)]
+    found, row = [], rows[-1] if rows else None
+    while row:
+        found.append(row[:2])
+        row = row[2]
+    return found[::-1]
+
+
+def _put(op: str, trail: list[str | int], value: Any, patch: Patch) -> None:
+    patch.append({"op": op, "path": _pointer(trail), "value": _plain(value)})
+
+
+def _plain(value: Any) -> Any:
+    """A copy of a JSON value; NotJson, which gathers the keys on its way up, for anything else."""
     kind = type(value)
     if kind is dict:
-        for key in value:
+        copy = {}
+        for key, item in value.items():
             if type(key) is not str:
-                raise ValueError(f"{path} has the key {key!r}: JSON's keys are strings")
-        return {key: _plain(item, f"{path}/{_escape(key)}") for key, item in value.items()}
+                raise NotJson(f"{{path}} has the key {key!r}: JSON's keys are strings")
+            copy[key] = _item(item, key)
+        return copy
     if kind is list:
-        return [_plain(item, f"{path}/{index}") for index, item in enumerate(value)]
-    if value is None or kind in (str, int, bool) or (kind is float and math.isfinite(value)):
+        return [_item(item, index) for index, item in enumerate(value)]
+    return _scalar(value, kind)
+
+
+def _item(value: Any, key: str | int) -> Any:
+    try:
+        return _plain(value)
+    except NotJson as error:
+        error.keys.append(key)
+        raise
+
+
+def _scalar(value: Any, kind: type) -> Any:
+    if value is None or kind is str or kind is bool:
         return value
-    raise ValueError(f"{path} is {value if kind is float else 'a ' + kind.__name__}: not JSON")
+    if kind is int and not -(2**63) <= value < 2**64:
+        raise NotJson("{path} is an integer of more than 64 bits: not JSON")
+    if kind is int or (kind is float and math.isfinite(value)):
+        return value
+    raise NotJson(f"{{path}} is {value if kind is float else 'a ' + kind.__name__}: not JSON")
+
+
+def _pointer(keys: Iterable[str | int]) -> str:
+    """A JSON Pointer (RFC 6901), or the start of one to the root."""
+    return "".join([f"/{_escape(key) if type(key) is str else key}" for key in keys])
 
 
 def _escape(key: str) -> str:
     return key.replace("~", "~0").replace("/", "~1") if "~" in key or "/" in key else key
 
 
-def apply(document: Any, patch: Patch) -> Any:
-    """A copy of `document` with a patch of add, remove and replace applied, as strictly as the RFC
-    says; ValueError names the operation that does not fit."""
-    result = thaw(freeze(document))
-    for step in patch:
-        try:
-            _apply(result, step)
-        except (LookupError, TypeError, ValueError) as error:
-            raise ValueError(f"{step} does not fit: {error}") from None
-    return result
-
-
-def _apply(target: Any, step: dict[str, Any]) -> None:
-    keys = [key.replace("~1", "/").replace("~0", "~") for key in step["path"].split("/")[1:]]
-    for key in keys[:-1]:
-        target = target[_place(target, key)]
-    place = _place(target, keys[-1])
-    if step["op"] == "add" and type(target) is list:
-        target[place:place] = [thaw(freeze(step["value"]))]
-    elif step["op"] == "add":
-        target[place] = thaw(freeze(step["value"]))
-    elif step["op"] == "replace":
-        target[place]  # must be there
-        target[place] = thaw(freeze(step["value"]))
-    elif step["op"] == "remove":
-        del target[place]
-    else:
-        raise ValueError("the operation is unknown")
-
-
-def _place(target: Any, key: str) -> Any:
-    if type(target) is dict:
-        return key
-    if type(target) is list and key == "-":
-        return len(target)
-    if type(target) is not list or not re.fullmatch("0|[1-9][0-9]*", key) or int(key) > len(target):
-        raise ValueError(f"there is no place {key!r} in {type(target).__name__}")
-    return int(key)
-
-
 # ---------------------------------------------------------------------------- 6 evaluation
 
-Verb = Literal["mutate", "validate"]
+Verb = Literal["mutate", "validate", "warn"]
 
 
 class PolicyFault(Refusal):
-    """A policy failed: the API server gets a 500 and does as its failurePolicy says."""
+    """A policy failed: the API server gets a 500 and does as its failurePolicy says. The cause is
+    "exception", "return", "patch" or "time"."""
 
-    def __init__(self, policy: Policy, reason: str) -> None:
-        super().__init__(500, f'policy "{policy.name}" failed: {reason}')
-        self.policy = policy
+    def __init__(self, policy: Policy, cause: str, reason: str) -> None:
+        super().__init__(500, cut(f'policy "{policy.name}" failed: {reason}', MAX_MESSAGE))
+        self.policy, self.cause = policy, cause
 
 
 def evaluate(request: Request, policies: Iterable[Policy], verb: Verb = "mutate") -> Response:
-    """Run the policies on the request, in their order, until one denies it.
+    """Run the policies on the request, in their order, until one denies it; for "warn" all of
+    them, and none does.
 
-    Pure but for what a policy does itself: no socket, no file, no clock but the deadline's. May be
-    called again on the same request. PolicyFault if a policy fails; Refusal (504) if time is up.
+    Pure but for what a policy does itself: no socket, no file, no clock but the deadline's and the
+    budget's. May be called again on the same request. PolicyFault if a policy fails or takes too
+    long; Refusal (504) if the deadline is over.
     """
     request.response = response = Response()
+    run = {"mutate": _mutate, "validate": _validate, "warn": _warn}[verb]
     try:
-        if verb == "validate":
-            _validate(request, policies)
-        elif request.has_object:  # on DELETE there is nothing to patch
-            _mutate(request, policies)
+        with budget(min(BUDGET, request.deadline - time.monotonic())):
+            run(request, response, policies)
     except Denied:
         response.patch, response.changed_by = [], {}
     return response
 
 
-def _mutate(request: Request, policies: Iterable[Policy]) -> None:
-    obj: Any = None
+def _mutate(request: Request, response: Response, policies: Iterable[Policy]) -> None:
+    state: Frozen | None = None
     for policy in policies:
-        if policy.mutate is None:
+        if policy.mutate is None or not request.has_object:  # on DELETE there is nothing to patch
             continue
-        if obj is None:
-            state, obj = request.freeze(), request.working_copy()
-        _run(policy, policy.mutate, obj, request)
-        changed = _frozen_fields(obj)
-        if changed != state:
-            steps = _steps(policy, state, changed or {}, obj)
-            request.response.patch += steps
-            request.response.changed_by[policy.name] = len(steps)
-            state = changed or freeze_fields(obj)
+        # a copy for each: what one policy put in may be a constant of its own
+        obj = request.working_copy() if state is None else thaw_fields(state)
+        state = request.freeze() if state is None else state
+        _run(policy, policy.mutate, obj, request, response)
+        after = _frozen_or_none(obj)
+        if after != state:
+            steps = _steps(policy, state, after or {}, obj)
+            response.patch += steps
+            response.changed_by[policy.name] = len(steps)
+            state = after or freeze_fields(obj)
 
 
-def _frozen_fields(obj: dict[str, Any]) -> Frozen | None:
+def _frozen_or_none(obj: dict[str, Any]) -> Frozen | None:
     try:
         return freeze_fields(obj)
     except ValueError:
@@ -727,35 +1027,67 @@ def _frozen_fields(obj: dict[str, Any]) -> Frozen | None:
 
 
 def _steps(policy: Policy, before: Frozen, after: Frozen, obj: dict[str, Any]) -> Patch:
-    same = {key for key, value in after.items() if before.get(key) == value}
+    old: dict[str, Any] = {}  # what differs of both, so that only that is thawed and compared
+    new: dict[str, Any] = {}
+    for key in {**before, **obj}:
+        one, other = before.get(key), after.get(key)
+        if type(one) is dict and type(other) is dict:
+            old[key] = {k: v for k, v in one.items() if other.get(k) != v}
+            new[key] = {k: v for k, v in obj[key].items() if one.get(k) != other[k]}
+        elif one is None or one != other:
+            old |= {key: one} if key in before else {}
+            new |= {key: obj[key]} if key in obj else {}
     try:
-        return diff(
-            {key: thaw(value) for key, value in before.items() if key not in same},
-            {key: value for key, value in obj.items() if key not in same},
-        )
+        return diff(thaw_fields(old), new)
     except (ValueError, RecursionError) as error:
-        raise PolicyFault(policy, f"what it made can't be sent: {error}") from None
+        raise PolicyFault(policy, "patch", f"what it made can't be sent: {error}") from None
 
 
-def _validate(request: Request, policies: Iterable[Policy]) -> None:
+def _validate(request: Request, response: Response, policies: Iterable[Policy]) -> None:
     for policy in policies:
         if policy.validate is not None:
             obj = request.working_copy() if request.has_object else None
-            _run(policy, policy.validate, obj, request)
+            _run(policy, policy.validate, obj, request, response)
 
 
-def _run(policy: Policy, function: PolicyFunction, obj: Any, request: Request) -> None:
-    started = time.monotonic()
+def _warn(request: Request, response: Response, policies: Iterable[Policy]) -> None:
+    for policy in policies:
+        try:
+            _validate(request, response, (policy,))
+        except Denied:
+            response.allowed, response.would_deny[policy.name] = True, response.message
+            request.warn(response.message)
+    if response.would_deny:
+        denials = [f"{name}: {message}" for name, message in response.would_deny.items()]
+        response.audit["would-deny"] = "; ".join(denials)
+
+
+def _run(
+    policy: Policy,
+    function: PolicyFunction,
+    obj: Any,
+    request: Request,
+    response: Response,
+) -> None:
+    started, returned = time.monotonic(), None
     if started > request.deadline:
         raise Refusal(504, f'the deadline passed before policy "{policy.name}" ran')
     try:
-        function(obj, request)
-    except (Exception, SystemExit) as error:
-        raise PolicyFault(policy, describe(error, policy.path)) from error
+        returned = budget.call(function, obj, request)
+    except Denied:
+        pass
+    except BaseException as error:
+        cause = "time" if budget.lines or isinstance(error, TimeUp) else "exception"
+        raise PolicyFault(policy, cause, describe(error, policy.path)) from error
     finally:
-        request.response.spent[policy.name] = time.monotonic() - started
-    if not request.response.allowed:  # a bare `except:` in the policy can't undo its denial
+        response.spent[policy.name] = time.monotonic() - started
+    if budget.lines:  # it swallowed what was to stop it
+        raise PolicyFault(policy, "time", describe(TimeUp(), policy.path))
+    if not response.allowed:  # a bare `except:` in the policy can't undo its denial
         raise Denied
+    if returned is not None:
+        kind = type(returned).__name__
+        raise PolicyFault(policy, "return", f"it returned a {kind}, not None: deny() refuses")
 
 
 # ---------------------------------------------------------------------------- 7 HTTP
@@ -812,16 +1144,20 @@ def status_answer(refusal: Refusal) -> Answer:
     return Answer(refusal.status, content, refusal.headers)
 
 
-def read_head(stream: BufferedIOBase) -> Head:
-    """Read a request's head, strictly; Refusal (400, 431) for anything two readers could take in
-    two ways, EOFError where the client is gone."""
-    match = _REQUEST_LINE(_line(stream))
+def read_head(data: bytes) -> Head:
+    """A request's head, blank line and all, read strictly; Refusal (400, 431) for anything two
+    readers could take in two ways."""
+    first, *lines = data.splitlines(keepends=True) or [b""]
+    if max(map(len, [first, *lines])) > MAX_LINE:
+        raise Refusal(431, f"a line of the head is longer than {MAX_LINE} bytes")
+    match = _REQUEST_LINE(first)
     if not match:
         raise Refusal(400, "the request line is not like POST /mutate HTTP/1.1")
     method, target, version = (part.decode("ascii") for part in match.groups())
+    if len(lines) > MAX_HEADERS + 1:
+        raise Refusal(431, f"there are more than {MAX_HEADERS} headers")
     headers: dict[str, str] = {}
-    for _ in range(MAX_HEADERS + 1):
-        line = _line(stream)
+    for line in lines:
         if line == b"\r\n":
             break
         match = _HEADER(line)
@@ -832,19 +1168,10 @@ def read_head(stream: BufferedIOBase) -> Head:
             raise Refusal(400, f"the header {name} stands there twice")
         headers[name] = match[2].decode("latin-1").strip()
     else:
-        raise Refusal(431, f"there are more than {MAX_HEADERS} headers")
+        raise Refusal(400, "the head does not end in a blank line")
     if version == "1.1" and "host" not in headers:
         raise Refusal(400, "the header host is missing")
     return Head(method, target, version, headers)
-
-
-def _line(stream: BufferedIOBase) -> bytes:
-    line = stream.readline(MAX_LINE + 1)
-    if len(line) > MAX_LINE:
-        raise Refusal(431, f"a line of the head is longer than {MAX_LINE} bytes")
-    if not line.endswith(b"\n"):
-        raise EOFError
-    return line
 
 
 def body_length(head: Head, limit: int) -> int:
@@ -866,108 +1193,210 @@ def body_length(head: Head, limit: int) -> int:
 
 
 class Connection:
-    """A client's socket, and how long it may take over what it does now."""
+    """A client: its socket, the bytes that came and those to go, and the phase that it is in.
 
-    def __init__(self, client: socket.socket, peer: str, refused: bool) -> None:
-        self.socket, self.peer = client, peer
-        self.refused = refused  # over the bound: it will be told so
-        self.served = False  # has had an answer
-        self.overdue = math.inf  # when the policy at work on its review counts as stuck
-        self.expect(HANDSHAKE_TIMEOUT, PRESSED_TIMEOUT)
-
-    def expect(self, limit: float, pressed: float) -> None:
-        """From now on it has `limit` seconds, or `pressed` while the server is half full."""
-        self.limit, self.pressed, self.since = limit, pressed, time.monotonic()
-
-    def cut(self) -> None:
-        """Wake the thread that waits on this socket: its next read or write fails."""
-        with contextlib.suppress(OSError):
-            # not SSLSocket's own: that one drops the TLS state under the other thread
-            socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    """Frames one connection's bytes; what to answer is for `server.respond` to say.
-
-    Sockets block without a time-out of their own: the server's reap() cuts what takes too long,
-    from handshake to answer, however slowly the bytes drip.
+    The socket never blocks. The loop calls step() when it can be read or written, and work() when
+    it is this connection's turn for what costs time: a handshake, or the answer to a request.
     """
 
-    server: Server
-    rbufsize = 64 * 1024  # four TLS records
-    disable_nagle_algorithm = True
+    __slots__ = ("closing", "ends", "events", "head", "length", "peer", "phase", "queued",
+                 "received", "refused", "sending", "server", "since", "socket")  # fmt: skip
 
-    def setup(self) -> None:
-        self.watched = self.server.connections[self.request]
-        if isinstance(self.request, ssl.SSLSocket):
-            self.request.do_handshake()
-        super().setup()
+    def __init__(self, server: Server, client: socket.socket, peer: str, refused: bool) -> None:
+        self.server, self.socket, self.peer = server, client, peer
+        self.refused = refused  # over the bound: it will be told so
+        self.received = bytearray()
+        self.sending = memoryview(b"")
+        self.head: Head | None = None
+        self.length = self.events = 0
+        self.queued = self.closing = False
+        self.enter("handshake" if isinstance(client, ssl.SSLSocket) else "fresh")
+        self.ends = self.since + LIFETIME * random.uniform(0.75, 1.25)
+        self.want(selectors.EVENT_READ)
 
-    def handle_one_request(self) -> None:
-        watched, server = self.watched, self.server
-        self.close_connection = True  # unless a whole request gets its answer
-        watched.expect(IDLE_TIMEOUT, IDLE_TIMEOUT if watched.served else PRESSED_TIMEOUT)
-        if not self.rfile.peek(1):  # type: ignore[attr-defined]  # it is a BufferedReader
-            return
-        watched.expect(HEAD_TIMEOUT, PRESSED_TIMEOUT)
-        head, whole, held = None, False, 0
+    def enter(self, phase: str) -> None:
+        idle = self.server.idle
+        idle.pop(self, None)
+        if phase in ("handshake", "fresh", "idle"):
+            idle[self] = None  # the last of those that can make room for others
+        self.phase, self.since = phase, time.monotonic()
+
+    def want(self, events: int) -> None:
+        """Be called when the socket can be read, or written, or (0) not at all."""
+        if events != self.events:
+            selector = self.server.loop.selector
+            if self.events:
+                selector.unregister(self.socket)
+            if events:
+                selector.register(self.socket, events, self.step)
+            self.events = events
+
+    def step(self) -> None:
+        """Go on with what the phase asks for, as far as the socket lets it."""
         try:
-            head = read_head(self.rfile)
-            length = body_length(head, server.max_body)
-            held = server.hold(length, watched)
-            body = self.read_body(head, length)
-            whole = True
-            watched.expect(math.inf, math.inf)
-            answer = server.respond(head, body, watched)
-        except EOFError:
-            return
-        except Refusal as refusal:
-            answer = server.refuse(refusal, watched.peer)
-        except Exception as error:
-            if isinstance(error, OSError) and not whole:
-                raise  # the connection broke
-            log("ERROR", "bug", error=describe(error, __file__), trace=traceback.format_exc())
-            answer = server.refuse(Refusal(500, "whook failed: see its log"), watched.peer)
-        finally:
-            watched.overdue = math.inf
-            with server.lock:
-                server.held -= held
-        keep = whole and not server.draining and head is not None and head.keep_alive()
-        watched.expect(WRITE_TIMEOUT, PRESSED_TIMEOUT)
-        self.send(answer, keep, head is None or head.method != "HEAD")
-        watched.served, self.close_connection = True, not keep
-        if not whole:
-            self.linger()
+            if self.phase in ("fresh", "idle", "head", "body"):
+                self.receive()
+            elif self.phase == "handshake":
+                self.queue()
+            elif self.phase == "write":
+                self.write()
+            elif self.phase == "waiting":
+                self.want(0)  # what comes after a whole request waits in the kernel
+            elif not socket.socket.recv(self.socket, 4 * RECORD):  # linger: as it comes, TLS or not
+                self.close()
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
+            write = isinstance(error, ssl.SSLWantWriteError) or (
+                self.phase == "write" and not isinstance(error, ssl.SSLWantReadError)
+            )
+            self.want(selectors.EVENT_WRITE if write else selectors.EVENT_READ)
+        except OSError as error:
+            self.broke(error)
 
-    def read_body(self, head: Head, length: int) -> bytes:
-        self.watched.expect(BODY_TIMEOUT, BODY_TIMEOUT)  # a large one may be slow because we are
-        if head.headers.get("expect", "").lower() == "100-continue":
-            self.connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
-        body = self.rfile.read(length)
-        if len(body) < length:
-            raise EOFError
-        return body
+    def queue(self) -> None:
+        if not self.queued:
+            self.queued = True
+            self.server.loop.jobs.append(self.work)
 
-    def send(self, answer: Answer, keep: bool, with_body: bool) -> None:
-        """One write, so that no half of an answer waits for the client's acknowledgement."""
-        head = (
-            f"HTTP/1.1 {answer.status} {_PHRASES[answer.status]}\r\n"
-            f"Date: {_http_date(int(time.time()))}\r\n"
-            f"Content-Type: {answer.content_type}\r\n"
-            f"Content-Length: {len(answer.body)}\r\n"
-        )
-        for name, value in answer.headers.items():
-            head += f"{name}: {value}\r\n"
-        head += "\r\n" if keep else "Connection: close\r\n\r\n"
-        self.connection.sendall(head.encode("latin-1") + (answer.body if with_body else b""))
+    def work(self) -> None:
+        """What the loop does in this connection's turn."""
+        self.queued = False
+        if self.phase == "waiting":
+            self.server.finish_request(self, self.peer)  # type: ignore[arg-type]
+        elif self.phase == "handshake":
+            try:
+                self.socket.do_handshake()  # type: ignore[attr-defined]
+                self.enter("fresh")
+                self.want(selectors.EVENT_READ)
+            except ssl.SSLWantReadError:
+                self.want(selectors.EVENT_READ)
+            except ssl.SSLWantWriteError:
+                self.want(selectors.EVENT_WRITE)
+            except OSError as error:
+                self.broke(error)
 
-    def linger(self) -> None:
-        """Throw away what still comes: closing on unread bytes would reset the connection, and
-        the client would never see the answer."""
-        self.watched.expect(LINGER_TIMEOUT, PRESSED_TIMEOUT)
-        socket.socket.shutdown(self.connection, socket.SHUT_WR)
-        while self.rfile.read1(self.rbufsize):
-            pass
+    def receive(self) -> None:
+        """Take what came, a record at a time (so none is left that the selector can't see), but
+        not for ever: others wait."""
+        loop = self.server.loop
+        for _ in range(16):
+            data = self.socket.recv(RECORD)
+            if not data:
+                return self.close()
+            self.received += data
+            loop.held += len(data)
+            try:
+                if self.whole():
+                    return None
+            except Refusal as refusal:
+                return self.send(self.server.refuse(refusal, self.peer))
+        return None
+
+    def whole(self) -> bool:
+        """Whether a whole request is here; if so, it waits for its turn. Refusal if it may not
+        come, or not to an end."""
+        if self.head is None and not self.read_head():
+            return False
+        if self.server.loop.held > self.server.loop.bound:
+            raise Refusal(503, "whook is at its limit", **{"Retry-After": "1"})
+        if len(self.received) < self.length:
+            return False
+        self.enter("waiting")
+        self.queue()
+        return True
+
+    def read_head(self) -> bool:
+        """Whether a head is here; it is taken off, and what it announces is checked."""
+        end = _END_OF_HEAD(self.received)
+        if not end:
+            if len(self.received) > MAX_HEAD:
+                raise Refusal(431, f"the head is longer than {MAX_HEAD} bytes")
+            if self.phase != "head":
+                self.enter("head")
+            return False
+        self.head = read_head(bytes(self.received[: end.end()]))
+        self.drop(end.end())
+        self.length = body_length(self.head, self.server.max_body)
+        loop = self.server.loop
+        if self.refused or loop.held + self.length - len(self.received) > loop.bound:
+            raise Refusal(503, "whook is at its limit", **{"Retry-After": "1"})
+        if len(self.received) < self.length:
+            self.enter("body")
+            if self.head.headers.get("expect", "").lower() == "100-continue":
+                self.socket.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        return True
+
+    def drop(self, count: int) -> None:
+        self.server.loop.held -= count
+        del self.received[:count]
+
+    def take(self) -> tuple[Head, bytes | bytearray]:
+        """The request that is whole, without a copy where nothing came after it."""
+        head, body = self.head, self.received[: self.length]
+        if self.length == len(self.received):
+            body, self.received = self.received, body[:0]
+        self.server.loop.held -= len(body)
+        if body is not self.received and len(self.received):
+            del self.received[: self.length]
+        return head, body  # type: ignore[return-value]
+
+    def send(self, answer: Answer) -> None:
+        """Answer the request: at once, or whenever the answer has come. A request that did not
+        come whole, a time to end or a full life close the connection."""
+        head, late = self.head, time.monotonic() > self.ends
+        self.closing = self.phase != "waiting" or head is None or not head.keep_alive()
+        self.closing |= late or self.server.draining
+        body = b"" if head and head.method == "HEAD" else answer.body
+        self.sending = memoryview(_head_of(answer, self.closing) + body)
+        self.enter("write")
+        self.want(self.events or selectors.EVENT_READ)
+        self.step()
+
+    def write(self) -> None:
+        while self.sending:
+            self.sending = self.sending[self.socket.send(self.sending) :]
+        self.head, self.length = None, 0
+        if self.closing:
+            self.drop(len(self.received))
+            self.enter("linger")
+            socket.socket.shutdown(self.socket, socket.SHUT_WR)  # below TLS: no more will come
+            return self.want(selectors.EVENT_READ)
+        self.enter("idle")
+        self.want(selectors.EVENT_READ)
+        if self.received:  # the next request came with this one
+            try:
+                self.whole()
+            except Refusal as refusal:
+                self.send(self.server.refuse(refusal, self.peer))
+        return None
+
+    def broke(self, error: OSError) -> None:
+        reason = getattr(error, "reason", None) or type(error).__name__
+        self.server.count("connection", peer=self.peer, error=f"{reason}: {error}")
+        self.close()
+
+    def close(self) -> None:
+        """Let go of all it holds."""
+        if self.phase != "closed":
+            self.drop(len(self.received))
+            self.enter("closed")
+            self.want(0)
+            self.server.connections.discard(self)
+            self.server.close_request(self.socket)
+
+
+_END_OF_HEAD = re.compile(rb"\n\r?\n").search
+
+
+def _head_of(answer: Answer, closing: bool) -> bytes:
+    head = (
+        f"HTTP/1.1 {answer.status} {_PHRASES[answer.status]}\r\n"
+        f"Date: {_http_date(int(time.time()))}\r\n"
+        f"Content-Type: {answer.content_type}\r\n"
+        f"Content-Length: {len(answer.body)}\r\n"
+    )
+    for name, value in answer.headers.items():
+        head += f"{name}: {value}\r\n"
+    return (head + ("Connection: close\r\n\r\n" if closing else "\r\n")).encode("latin-1")
 
 
 @functools.lru_cache(maxsize=4)
@@ -975,91 +1404,116 @@ def _http_date(second: int) -> str:
     return time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(second))
 
 
-Respond = Callable[[Head, bytes, Connection], Answer]
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Answers one whole request, of a Connection, from memory: what the server's `respond` says,
+    or nothing yet if that is None; then somebody calls the connection's send() later."""
+
+    server: Server
+
+    def setup(self) -> None:
+        self.connection = self.request
+        self.head, self.body = self.request.take()
+
+    def handle(self) -> None:
+        connection, server = self.request, self.server
+        try:
+            answer = server.respond(self.head, self.body, connection)
+        except Refusal as refusal:
+            answer = server.refuse(refusal, connection.peer)
+        except Exception as error:
+            log("ERROR", "bug", error=type(error).__name__, trace=where(error))
+            answer = server.refuse(Refusal(500, "whook failed: see its log"), connection.peer)
+        if answer:
+            connection.send(answer)
+
+    def finish(self) -> None:
+        """There is nothing to flush."""
 
 
-class Server(http.server.ThreadingHTTPServer):
-    """A bounded HTTP/1.1 server, over TLS where it has a context: a thread a connection. `respond`
-    answers a whole request, or raises Refusal; `draining` closes each connection as it answers."""
+Respond = Callable[[Head, "bytes | bytearray", Connection], "Answer | None"]
+
+
+class Server(http.server.HTTPServer):
+    """A bounded HTTP/1.1 server within a loop, over TLS where it has a context. `respond` answers
+    a whole request, or raises Refusal; `draining` closes each connection as it answers."""
 
     context: ssl.SSLContext | None = None
     max_body, max_connections = MAX_BODY, MAX_CONNECTIONS
     draining = False
-    held = 0  # bytes of bodies in flight
     last_logged = 0.0
 
-    def __init__(self, listener: socket.socket, respond: Respond) -> None:
+    def __init__(self, listener: socket.socket, respond: Respond, loop: Loop) -> None:
         super().__init__(listener.getsockname()[:2], Handler, bind_and_activate=False)
         self.socket.close()
         self.socket = listener
-        listener.setblocking(False)  # several workers may wake for one connection
-        self.respond, self.lock = respond, threading.Lock()
-        self.connections: dict[socket.socket, Connection] = {}
+        listener.setblocking(False)
+        self.respond, self.loop = respond, loop
+        self.connections: set[Connection] = set()
+        self.idle: dict[Connection, None] = {}  # who could make room, the longest idle first
         self.counted: Callable[[str], None] = lambda what: None  # told of each refusal
-        self.crowded: Callable[[int], bool] = lambda count: False  # told how many are connected
+        self.accepting = False
+        loop.servers.append(self)
+
+    def accept(self) -> None:
+        """Take who wants to connect. When all places are taken, the connection that has been idle
+        longest makes room."""
+        for _ in range(ACCEPTS):
+            try:
+                client, address = self.get_request()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
+                    self.make_room()
+                    self.listen(False)  # till the next tick: it would stay readable
+                    return
+                continue  # it is gone already
+            full = len(self.connections) >= self.max_connections and not self.make_room()
+            if full and len(self.connections) >= self.max_connections + MAX_REFUSING:
+                self.count("overfull")
+                self.close_request(client)
+            else:
+                self.connections.add(Connection(self, client, str(address[0]), full))
 
     def get_request(self) -> tuple[Any, Any]:
-        """Accept a connection; a worker with more of them than another lets that one go first. The
-        API server keeps few, and for long: one of two workers had 5 or more of 8 half the time."""
-        if self.crowded(len(self.connections)):
-            time.sleep(HEAD_START)
-        try:
-            client, address = self.socket.accept()
-        except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
-                time.sleep(TICK / 10)  # the listener stays readable: don't spin
-            raise
-        client.setblocking(True)
+        client, address = self.socket.accept()
+        client.setblocking(False)
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
         if self.context:
             wrap = functools.partial(self.context.wrap_socket, server_side=True)
-            client = wrap(client, do_handshake_on_connect=False)  # that is for its own thread
+            try:
+                return wrap(client, do_handshake_on_connect=False), address
+            except OSError:
+                client.close()
+                raise
         return client, address
 
-    def verify_request(self, request: Any, client_address: Any) -> bool:
-        count = len(self.connections)
-        if count >= self.max_connections + MAX_REFUSING:
-            self.count("overfull")
-            return False
-        refused = count >= self.max_connections
-        self.connections[request] = Connection(request, str(client_address[0]), refused)
-        self.crowded(len(self.connections))
-        return True
+    def make_room(self) -> bool:
+        for connection in self.idle:
+            connection.close()
+            return True
+        return False
 
-    def shutdown_request(self, request: Any) -> None:
-        with self.lock:  # so that reap() never cuts a socket whose number was given away again
-            self.connections.pop(request, None)
-            self.crowded(len(self.connections))
-            super().shutdown_request(request)
+    def listen(self, accepting: bool) -> None:
+        """Accept, or no more."""
+        if accepting != self.accepting:
+            self.accepting = accepting
+            if accepting:
+                self.loop.selector.register(self.socket, selectors.EVENT_READ, self.accept)
+            else:
+                self.loop.selector.unregister(self.socket)
 
-    def hold(self, length: int, connection: Connection) -> int:
-        """Make room for a body, of at least 1/32 of the largest; Refusal (503) if there is none."""
-        share = max(length, self.max_body // SMALLEST_SHARE)
-        with self.lock:
-            if connection.refused or self.held + share > self.max_body * BODIES_IN_FLIGHT:
-                raise Refusal(503, "whook is at its limit", **{"Retry-After": "1"})
-            self.held += share
-        return share
-
-    def reap(self, idle: bool = False) -> None:
-        """Cut each connection that takes longer than it may, or all that have no review at work.
-        Half full, there is less patience."""
-        now = time.monotonic()
-        with self.lock:
-            full = self.held * 2 > self.max_body * BODIES_IN_FLIGHT
-            full |= len(self.connections) * 2 > self.max_connections
-            for connection in list(self.connections.values()):
-                limit = connection.pressed if full else connection.limit
-                if now - connection.since > limit or (idle and limit != math.inf):
-                    connection.cut()
+    def reap(self) -> None:
+        """Cut each connection that takes longer than it may. Half full, there is less patience."""
+        now, loop = time.monotonic(), self.loop
+        full = 2 * loop.held > loop.bound or 2 * len(self.connections) > self.max_connections
+        for connection in list(self.connections):
+            if now - connection.since > PATIENCE[connection.phase][full]:
+                connection.close()
 
     def refuse(self, refusal: Refusal, peer: str) -> Answer:
         self.count(str(refusal.status), peer=peer, error=refusal.message)
         return status_answer(refusal)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        error = sys.exc_info()[1]
-        reason = getattr(error, "reason", None) or type(error).__name__
-        self.count("connection", peer=str(client_address[0]), error=f"{reason}: {error}")
 
     def count(self, what: str, **fields: object) -> None:
         """Count what got no verdict; log the first in a second, as a flood must not fill a disk."""
@@ -1079,6 +1533,10 @@ class Serving(NamedTuple):
     names: tuple[str, ...]
     not_after: float  # seconds since 1970
 
+    def facts(self) -> dict[str, object]:
+        end = _utc_second(int(self.not_after)) + "Z"
+        return {"names": ",".join(self.names), "not_after": end}
+
 
 def load_tls(options: argparse.Namespace, files: Mapping[str, bytes]) -> Serving:
     """A new context that was proven to serve, and its certificate; SetupError otherwise.
@@ -1091,6 +1549,10 @@ def load_tls(options: argparse.Namespace, files: Mapping[str, bytes]) -> Serving
     context.set_alpn_protocols(["http/1.1"])
     context.num_tickets = 0  # the API server never resumes: two tickets a handshake for nothing
     at_fault, hint = f"{cert} with {key}", "take both from one Secret, PEM, no password on the key"
+    if b"PRIVATE KEY-----" in files[cert] and b"BEGIN CERTIFICATE" in files[key]:
+        raise SetupError(
+            f"can't serve with {at_fault}: they are swapped", "--tls-cert is the certificate"
+        )
     try:
         context.load_cert_chain(cert, key, password=_no_password)
         at_fault, hint = cert, "make a new one: python certs.py, or here: python certs.py local"
@@ -1134,18 +1596,22 @@ Made = TypeVar("Made")
 
 class Watched(Generic[Made]):
     """Something made from files (the policies, the TLS context), and made anew when their content
-    changes. `value` is the last good one; SetupError if the first is none."""
+    changes. `value` is the last good one; SetupError if the first is none. What fails is tried
+    again when it changes, or each time if `again`: a certificate may be valid a second later."""
 
     def __init__(
         self,
         what: str,
         read: Callable[[], Mapping[str, bytes]],
         make: Callable[[Mapping[str, bytes]], Made],
+        facts: Callable[[Made], dict[str, object]] = lambda value: {},
+        again: bool = False,
     ) -> None:
-        self.what, self.read, self.make = what, read, make
+        self.what, self.read, self.make, self.facts, self.again = what, read, make, facts, again
         contents = read()
         self.value, self.seen = make(contents), digest_of(contents)
         self.errors, self.complaint, self.made_at = 0, "", time.time()
+        log("INFO", what, **facts(self.value))
 
     def refresh(self) -> None:
         """Look at the files. A mounted ConfigMap or Secret swaps a link to a whole folder, maybe
@@ -1157,9 +1623,9 @@ class Watched(Generic[Made]):
                 seen = digest_of(contents)
                 self.value, self.made_at = self.make(contents), time.time()
                 self.seen, self.complaint = seen, ""
-                log("INFO", "reloaded", what=self.what, hash=seen)
+                log("INFO", "reloaded", what=self.what, **self.facts(self.value))
         except SetupError as error:
-            self.seen = seen  # not tried again until it changes
+            self.seen = "" if self.again else seen
             if self.complaint != error.message:
                 self.complaint, self.errors = error.message, self.errors + 1
                 log("ERROR", "reload", what=self.what, error=error.message, hint=error.hint)
@@ -1168,141 +1634,155 @@ class Watched(Generic[Made]):
 # ---------------------------------------------------------------------------- 9 metrics
 
 BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 1, 5, 10, 30)
-MAX_KINDS = 64  # that have a label of their own; the rest is "other"
+KINDS = (  # that have a label of their own, whatever else comes
+    "Pod Deployment ReplicaSet StatefulSet DaemonSet Job CronJob Service Ingress Secret ConfigMap "
+    "ServiceAccount Namespace Node PersistentVolume PersistentVolumeClaim Role RoleBinding "
+    "ClusterRole ClusterRoleBinding NetworkPolicy Event Lease HorizontalPodAutoscaler Scale "
+    "PodDisruptionBudget Endpoints EndpointSlice Eviction Binding CustomResourceDefinition "
+    "PodExecOptions PodAttachOptions PodPortForwardOptions"
+)
+MAX_KINDS = 100  # that have one at all; the rest is "other"
 
-Merge = Callable[[Sequence[float]], float]
-# name: type, help, how the values of several workers become one
-METRICS: dict[str, tuple[str, str, Merge]] = {
-    "whook_reviews_total": ("counter", "Reviews, by path, operation, kind and outcome.", sum),
-    "whook_review_duration_seconds": ("histogram", "From body read to answer made.", sum),
-    "whook_policy_duration_seconds": ("summary", "Time in each policy.", sum),
-    "whook_policy_errors_total": ("counter", "Reviews that a policy failed on.", sum),
-    "whook_patch_operations_total": ("counter", "JSON Patch operations, by policy.", sum),
-    "whook_refusals_total": ("counter", "Requests without a verdict, by status or cause.", sum),
-    "whook_reviews_in_flight": ("gauge", "Reviews at work.", sum),
-    "whook_connections": ("gauge", "Open connections on the admission port.", sum),
-    "whook_workers": ("gauge", "Workers that are ready.", sum),
-    "whook_worker_restarts_total": ("counter", "Workers that were replaced.", sum),
-    "whook_reload_errors_total": ("counter", "Changed files that could not be used.", max),
-    "whook_reload_timestamp_seconds": ("gauge", "When the files in use were loaded.", max),
-    "whook_policies_info": ("gauge", "The hash of the policies in use.", max),
-    "whook_certificate_not_after_timestamp_seconds": ("gauge", "The leaf's end.", min),
-    "whook_build_info": ("gauge", "The versions of whook and Python.", max),
+# name: type, help, labels
+METRICS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "whook_reviews_total": ("counter", "Reviews.", ("path", "operation", "kind", "outcome")),
+    "whook_review_duration_seconds": ("histogram", "From whole to answered.", ("path",)),
+    "whook_policy_duration_seconds": ("histogram", "Time in each policy.", ("policy",)),
+    "whook_policy_errors_total": ("counter", "Reviews a policy failed on.", ("policy", "cause")),
+    "whook_patch_operations_total": ("counter", "JSON Patch operations.", ("policy",)),
+    "whook_refusals_total": ("counter", "Requests without a verdict.", ("reason",)),
+    "whook_connections": ("gauge", "Open connections on the admission port.", ()),
+    "whook_held_bytes": ("gauge", "Bytes that came and wait.", ()),
+    "whook_ready": ("gauge", "Whether reviews should come here.", ()),
+    "whook_log_lines_dropped_total": ("counter", "Lines that nobody took.", ()),
+    "whook_reload_errors_total": ("counter", "Changed files that can't be used.", ("what",)),
+    "whook_reload_failing": ("gauge", "Whether the files of now can't be used.", ("what",)),
+    "whook_reload_timestamp_seconds": ("gauge", "When the files in use were loaded.", ("what",)),
+    "whook_policies_info": ("gauge", "The hash of the policies in use.", ("hash",)),
+    "whook_certificate_not_after_timestamp_seconds": ("gauge", "The leaf's end.", ()),
+    "whook_build_info": ("gauge", "The versions in use.", ("version", "python")),
 }
-
-Series = dict[tuple[str, str], list[float]]  # (metric, its labels as text) to its numbers
 
 
 class Metrics:
-    """One process's numbers: one for a counter or gauge; for a histogram or summary a count for
-    each bucket, then the sum. Goes on from the counters in `series`."""
+    """Numbers by metric and label values: one for a counter or gauge; for a histogram a count for
+    each bucket, then the sum."""
 
-    def __init__(self, series: Series) -> None:
-        self.series = {key: v for key, v in series.items() if METRICS[key[0]][0] != "gauge"}
-        self.kinds: set[str] = set()
-        self.lock = threading.Lock()
+    def __init__(self) -> None:
+        self.series: dict[str, dict[tuple[str, ...], list[float]]] = {name: {} for name in METRICS}
+        self.kinds = {*KINDS.split()}
 
-    def add(self, name: str, labels: str = "", amount: float = 1) -> None:
-        with self.lock:
-            self._numbers(name, labels, 1)[0] += amount
+    def add(self, name: str, *labels: str, amount: float = 1) -> None:
+        self.numbers(name, labels, 1)[0] += amount
 
-    def set(self, name: str, labels: str, value: float) -> None:
-        with self.lock:
-            self.series[name, labels] = [value]
+    def set(self, name: str, *labels: str, value: float) -> None:
+        self.series[name][labels] = [value]
 
-    def forget(self, name: str) -> None:
-        with self.lock:
-            self.series = {key: value for key, value in self.series.items() if key[0] != name}
+    def observe(self, name: str, *labels: str, seconds: float) -> None:
+        numbers = self.numbers(name, labels, len(BUCKETS) + 2)
+        numbers[bisect.bisect_left(BUCKETS, seconds)] += 1
+        numbers[-1] += seconds
 
-    def observe(self, name: str, labels: str, seconds: float) -> None:
-        with self.lock:
-            numbers = self._numbers(name, labels, len(BUCKETS) + 2)
-            numbers[bisect.bisect_left(BUCKETS, seconds)] += 1
-            numbers[-1] += seconds
-
-    def _numbers(self, name: str, labels: str, count: int) -> list[float]:
-        if (name, labels) not in self.series and len(self.series) >= MAX_SERIES:
-            labels = ""
-        return self.series.setdefault((name, labels), [0] * count)
+    def numbers(self, name: str, labels: tuple[str, ...], count: int) -> list[float]:
+        series = self.series[name]
+        if labels not in series:
+            if len(series) >= MAX_SERIES:
+                labels = ("other",) * len(labels)
+            series.setdefault(labels, [0] * count)
+        return series[labels]
 
     def review(self, path: str, request: Request, outcome: str, seconds: float) -> None:
-        kind = request.kind.kind
+        kind, response = request.kind.kind, request.response
         if kind not in self.kinds:
-            kind = kind if len(self.kinds) < MAX_KINDS and kind.isalnum() else "other"
+            known = len(self.kinds) < MAX_KINDS and len(kind) <= 63 and kind.isalnum()
+            kind = kind if known else "other"
             self.kinds.add(kind)
-        labels = f'path="{path}",operation="{request.operation}",kind="{kind}"'
-        self.add("whook_reviews_total", f'{labels},outcome="{outcome}"')
-        self.observe("whook_review_duration_seconds", f'path="{path}"', seconds)
-        for policy, spent in request.response.spent.items():
-            self.observe("whook_policy_duration_seconds", f'policy="{policy}"', spent)
-        for policy, count in request.response.changed_by.items():
-            self.add("whook_patch_operations_total", f'policy="{policy}"', count)
+        self.add("whook_reviews_total", path, request.operation, kind, outcome)
+        self.observe("whook_review_duration_seconds", path, seconds=seconds)
+        for policy, spent in response.spent.items():
+            self.observe("whook_policy_duration_seconds", policy, seconds=spent)
+        for policy, count in response.changed_by.items():
+            self.add("whook_patch_operations_total", policy, amount=count)
+
+    def render(self) -> bytes:
+        """All of them in Prometheus' text format 0.0.4. Label values hold nothing that would have
+        to be escaped: they are names that whook knows or has checked."""
+        lines = []
+        for name, (kind, text, keys) in METRICS.items():
+            lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
+            for labels, (*counts, total) in sorted(self.series[name].items()):
+                pairs = [f'{key}="{value}"' for key, value in zip(keys, labels, strict=True)]
+                if not counts:
+                    lines.append(f"{name}{{{','.join(pairs)}}} {total:.15g}")
+                    continue
+                for bound, count in zip(
+                    (*BUCKETS, "+Inf"), itertools.accumulate(counts), strict=True
+                ):
+                    below = ",".join([*pairs, f'le="{bound}"'])
+                    lines.append(f"{name}_bucket{{{below}}} {count}")
+                lines.append(f"{name}_sum{{{','.join(pairs)}}} {total:.15g}")
+                lines.append(f"{name}_count{{{','.join(pairs)}}} {sum(counts)}")
+        return "\n".join([*lines, ""]).encode()
 
 
-class Board:
-    """Shared memory made before the fork, with a slot for each process: its heartbeat, its number
-    of connections and its numbers, so that any worker can tell the sum, and a new one goes on
-    where the dead one was. Who meets a half-written slot sees a wrong checksum, and looks again."""
-
-    _HEAD = struct.Struct("<dII")  # heartbeat, then the length and the checksum of the numbers
-
-    def __init__(self, slots: int) -> None:
-        self.slots = range(slots)
-        self.memory = mmap.mmap(-1, slots * SLOT_SIZE)
-        self.connections = memoryview(mmap.mmap(-1, slots * 4)).cast("i")
-
-    def publish(self, slot: int, series: Series) -> None:
-        data = marshal.dumps(series)  # MAX_SERIES of them fit
-        start = slot * SLOT_SIZE + self._HEAD.size
-        self.memory[start : start + len(data)] = data
-        head = (time.monotonic(), len(data), zlib.crc32(data))
-        self._HEAD.pack_into(self.memory, slot * SLOT_SIZE, *head)
-
-    def crowded(self, slot: int, count: int) -> bool:
-        """Take note of a worker's connections; whether it has more than another worker."""
-        self.connections[slot] = count
-        return count > min(self.connections[:-1])  # the last slot is the supervisor's
-
-    def heartbeat(self, slot: int) -> float:
-        """When the slot was last published, on time.monotonic()'s clock; 0 if never."""
-        return float(self._HEAD.unpack_from(self.memory, slot * SLOT_SIZE)[0])
-
-    def read(self, slot: int) -> Series:
-        start = slot * SLOT_SIZE + self._HEAD.size
-        for _ in range(100):
-            _, length, checksum = self._HEAD.unpack_from(self.memory, slot * SLOT_SIZE)
-            data = self.memory[start : start + length]
-            if data and zlib.crc32(data) == checksum:
-                return thaw(data)  # type: ignore[no-any-return]
-        return {}
+# ---------------------------------------------------------------------------- 10 the process
 
 
-def render_metrics(parts: Sequence[Series]) -> bytes:
-    """The numbers of all processes together, in Prometheus' text format 0.0.4."""
-    lines = []
-    keys = sorted({key for series in parts for key in series})
-    for name, (kind, text, merge) in METRICS.items():
-        lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
-        for key in [key for key in keys if key[0] == name]:
-            columns = zip(*[series[key] for series in parts if key in series], strict=True)
-            *counts, total = [merge(column) for column in columns]
-            labels = key[1]
-            if not counts:
-                lines.append(f"{name}{{{labels}}} {total:.15g}")
-                continue
-            bounds = (*BUCKETS, "+Inf") if kind == "histogram" else ()
-            for index, bound in enumerate(bounds, 1):
-                lines.append(f'{name}_bucket{{{labels},le="{bound}"}} {sum(counts[:index])}')
-            lines.append(f"{name}_sum{{{labels}}} {total:.15g}")
-            lines.append(f"{name}_count{{{labels}}} {sum(counts)}")
-    return "\n".join([*lines, ""]).encode()
+class Loop:
+    """What waits: one select, for all sockets of all servers. Then each ready socket takes a step,
+    and for a SLICE of time those at the head of the queue get what costs more."""
+
+    def __init__(self) -> None:
+        self.selector = selectors.DefaultSelector()
+        self.servers: list[Server] = []
+        self.jobs: collections.deque[Callable[[], None]] = collections.deque()
+        self.held = 0  # bytes that came and wait, of all connections
+        self.bound = BODIES_HELD * MAX_BODY
+        self.due: list[Callable[[], None]] = []  # what else is to be done each TICK
+        self.quiet = False  # nothing came in the last turn, and nothing is to be done
+
+    def run(self, ended: Callable[[], bool]) -> None:
+        """Turn until it has ended."""
+        watched, next_tick = False, 0.0
+        while not ended():
+            left = 0.0 if self.jobs else max(next_tick - time.monotonic(), 0.0)
+            ready = self.selector.select(left)
+            for key, _ in ready:
+                key.data()
+            self.quiet = not ready and not self.jobs
+            if self.jobs and not watched:
+                watched = True
+                _watch_for_stuck_calls()
+            until = time.monotonic() + SLICE
+            while self.jobs:
+                self.jobs.popleft()()
+                if time.monotonic() > until:
+                    break
+            log.flush()
+            if time.monotonic() >= next_tick:
+                watched, next_tick = False, time.monotonic() + TICK
+                faulthandler.cancel_dump_traceback_later()
+                self.tick()
+
+    def tick(self) -> None:
+        for server in self.servers:
+            server.reap()
+            server.listen(True)
+        for task in self.due:
+            task()
 
 
-# ---------------------------------------------------------------------------- 10 workers
+def _watch_for_stuck_calls() -> None:
+    """End the process if no tick comes for long: a call into C hangs, and can't be stopped. Anew
+    each tick and only where there is work, as it costs 50 µs, and as who is stopped (SIGSTOP, a
+    debugger) while nothing was to be done isn't stuck."""
+    with contextlib.suppress(ValueError, OSError, AttributeError):  # no standard error
+        faulthandler.dump_traceback_later(STUCK_AFTER, exit=True)
+
 
 Evaluate = Callable[[Request, Sequence[Policy], Verb], Response]
 
-_TARGET = re.compile(r"/(mutate|validate)(?:/([A-Za-z0-9._-]+))?(?:\?(.*))?").fullmatch
+_TARGET = re.compile(r"/(mutate|validate|warn)(?:/([A-Za-z0-9._-]{1,200}))?(?:\?(.*))?").fullmatch
 _TIMEOUT = re.compile(r"(?:^|&)timeout=([^&]*)").search
 
 
@@ -1311,320 +1791,203 @@ def route(head: Head) -> tuple[Verb, str, float]:
     404, 405, 415) if it is for none."""
     target = _TARGET(head.target)
     if not target:
-        raise Refusal(404, "there is nothing here but /mutate and /validate, or /mutate/POLICY")
+        raise Refusal(404, "there is nothing here but /mutate, /validate, /warn, or /mutate/POLICY")
     if head.method != "POST":
         raise Refusal(405, f"{head.method} is not allowed: POST an AdmissionReview", Allow="POST")
     content_type = head.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json":
-        raise Refusal(415, f"the content-type {content_type!r} is not application/json")
-    verb: Verb = "mutate" if target[1] == "mutate" else "validate"
+        raise Refusal(415, f"the content-type {cut(content_type)!r} is not application/json")
     timeout = _TIMEOUT(target[3] or "")
+    verb: Verb = target[1]  # type: ignore[assignment]
     if not timeout:
         return verb, target[2] or "", DEFAULT_TIMEOUT
     if not re.fullmatch("[0-9]{1,4}s", timeout[1]):
-        raise Refusal(400, f"the timeout {timeout[1]!r} is not in whole seconds, as in 5s")
-    return verb, target[2] or "", float(timeout[1][:-1])
+        raise Refusal(400, f"the timeout {cut(timeout[1])!r} is not in whole seconds, as in 5s")
+    return verb, target[2] or "", min(float(timeout[1][:-1]), MAX_TIMEOUT)
 
 
-class Setup(NamedTuple):
-    """All that a worker needs; made before it is forked."""
+class Process:
+    """All of whook: two servers in one loop, what they serve with, and the end.
 
-    options: argparse.Namespace
-    admission: socket.socket
-    health: socket.socket
-    policies: Watched[PolicySet]
-    tls: Watched[Serving]
-    board: Board
-
-
-class Worker:
-    """A process that serves: two threads accept, each connection has one, and the main thread
-    looks after time-outs, changed files, the heartbeat and the end.
-
-    `evaluate` may be another function of the same shape, such as the debugging desk's.
+    `evaluate` may be another function of the same shape. Signals only set `until`; the loop sees it
+    within a TICK.
     """
 
-    def __init__(self, setup: Setup, slot: int = 0, evaluate: Evaluate = evaluate) -> None:
-        options = setup.options
-        self.setup, self.slot, self.evaluate = setup, slot, evaluate
-        self.metrics = Metrics(setup.board.read(slot))
-        self.admission = Server(setup.admission, self.review)
-        self.admission.max_body = options.max_body
-        self.admission.max_connections = options.max_connections
-        self.admission.crowded = functools.partial(setup.board.crowded, slot)
-        self.health = Server(setup.health, self.answer_health)
-        for server in (self.admission, self.health):
-            server.counted = lambda what: self.metrics.add(
-                "whook_refusals_total", f'reason="{what}"'
-            )
-        self.wake = threading.Event()
-        self.parent = os.getppid()
-        self.ending: list[float] = []  # since when, until when at most, on the monotonic clock
-        self.status = 0
-
-    def run(self) -> int:
-        """Serve until a signal says otherwise; returns the exit status."""
-        self.look_after()
-        for server in (self.admission, self.health):
-            threading.Thread(target=server.serve_forever, args=(TICK,), daemon=True).start()
-        while not self.ended():
-            self.wake.wait(TICK)
-            self.wake.clear()
-            self.look_after()
-        self.admission.shutdown()
-        self.finish()
-        return self.status
+    def __init__(self, evaluate: Evaluate = evaluate) -> None:
+        self.evaluate = evaluate
+        self.until = math.inf  # on the monotonic clock: when draining is over at the latest
+        self.grace, self.interrupted = GRACE_PERIOD, False
+        self.metrics, self.loop = Metrics(), Loop()
 
     def obey_signals(self) -> None:
-        signal.signal(signal.SIGTERM, lambda *_: self.end(self.setup.options.grace_period))
-        signal.signal(signal.SIGINT, lambda *_: self.end(0))
+        set_handler(signal.SIGTERM, lambda *_: self.end(self.grace))
+        set_handler(signal.SIGINT, self.interrupt)
+
+    def end(self, grace: float) -> None:
+        """Begin to drain; a second SIGTERM changes nothing, as some send it twice."""
+        if self.until == math.inf:
+            self.until = time.monotonic() + grace
+
+    def interrupt(self, *_: object) -> None:
+        """Ctrl-C: finish what is in flight. Twice: end at once."""
+        if self.interrupted:
+            os._exit(1)
+        self.interrupted, self.until = True, time.monotonic()
+
+    def set_up(self, options: argparse.Namespace) -> None:
+        """Load, prove and bind all that serving needs, and log what it is; SetupError."""
+        self.grace = options.grace_period
+        log(
+            "INFO", "start", version=__version__, python=sys.version.split()[0], process=os.getpid()
+        )
+        files = [file for file in (options.tls_cert, options.tls_key, options.client_ca) if file]
+        self.policies = Watched(
+            "policies",
+            lambda: read_sources(options.policy),
+            functools.partial(load_policies, seconds=START_BUDGET),
+            PolicySet.facts,
+        )
+        self.policies.make = load_policies
+        self.tls = Watched(
+            "tls",
+            lambda: read_files(files, f"{LOCAL_HINT}, in webhook-certs/"),
+            functools.partial(load_tls, options),
+            Serving.facts,
+            again=True,
+        )
+        self.admission = Server(
+            listen(options.host, options.port, "--port"), self.review, self.loop
+        )
+        health = listen(options.host, options.health_port, "--health-port")
+        self.health = Server(health, self.answer_health, self.loop)
+        self.admission.max_body = options.max_body
+        self.admission.max_connections = options.max_connections
+        self.loop.bound = BODIES_HELD * options.max_body
+        for server in (self.admission, self.health):
+            server.counted = functools.partial(self.metrics.add, "whook_refusals_total")
+        _allow_files(options.max_connections + 2 * MAX_REFUSING + 100)
+        self.loop.due.append(self.look_after)
+        gc.collect()
+        gc.freeze()  # what stands here stays: don't walk it again
+
+    def run(self) -> None:
+        """Serve until a signal says otherwise."""
+        where = [_address(server.socket) for server in (self.admission, self.health)]
+        log("INFO", "ready", admission=where[0], health=where[1])
+        log.together = True
+        self.loop.run(self.ended)
+        log("INFO", "end", dropped=log.dropped)
+        log.together = False
+        log.flush()
 
     def look_after(self) -> None:
         """What is due every half second."""
-        setup, servers = self.setup, (self.admission, self.health)
-        setup.policies.refresh()
-        setup.tls.refresh()
-        self.admission.context = setup.tls.value.context
-        for server in servers:
-            server.reap()
-        if self.stuck() and not self.ending:
-            log("ERROR", "stuck", hint="a policy did not come back: this worker is replaced")
-            self.status = 1
-            self.admission.shutdown()  # the other workers serve who comes now,
-            self.health.shutdown()  # and say how they are
-            self.end(SETTLE_TIME)
-        if os.getppid() != self.parent and not self.ending:
-            self.end(0)
-        log.flush()
-        self.publish()
+        self.policies.refresh()
+        self.tls.refresh()
+        self.admission.context = self.tls.value.context
+
+    def ended(self) -> bool:
+        """Whether draining is over: nobody is connected, nor was for a while, or time is up; and no
+        answer is due or on its way."""
+        if self.until == math.inf:
+            return False
+        now, admission = time.monotonic(), self.admission
+        if not admission.draining:
+            admission.draining, self.alone_since = True, now
+            log("INFO", "drain", connections=len(admission.connections))
+        if admission.connections:
+            self.alone_since = now
+        if now < min(self.until, self.alone_since + SETTLE_TIME):
+            return False
+        admission.listen(False)
+        busy = ("waiting", "write", "linger")
+        return self.loop.quiet and not any(each.phase in busy for each in admission.connections)
 
     # -- reviews
 
-    def review(self, head: Head, body: bytes, connection: Connection) -> Answer:
-        started = time.monotonic()
+    def review(self, head: Head, body: bytes | bytearray, connection: Connection) -> Answer | None:
         verb, name, timeout = route(head)
-        policies = self.setup.policies.value.find(verb, name)
-        connection.overdue = started + timeout + STUCK_AFTER
-        request = parse_review(body, started + timeout)
+        policies = self.policies.value.find(verb, name)
+        deadline = connection.since + timeout
+        if time.monotonic() > deadline:
+            raise Refusal(504, "the deadline passed before the review's turn came")
+        request = parse_review(body, deadline)
+        path = f"/{verb}/{name}" if name else f"/{verb}"
+        return self.conclude(request, policies, verb, path, connection.since)
+
+    def conclude(
+        self, request: Request, policies: Sequence[Policy], verb: Verb, path: str, since: float
+    ) -> Answer:
+        """Evaluate a review that came at `since`, count it and log it."""
         outcome = "error"
         try:
             response = self.evaluate(request, policies, verb)
             answer = Answer(200, render_review(request, response))
             outcome = "allowed" if response.allowed else "denied"
+            outcome = "would_deny" if response.would_deny else outcome
         except PolicyFault as fault:
             answer = status_answer(fault)
-            self.report(fault, request)
-        path = f"/{verb}/{name}" if name else f"/{verb}"
-        duration = time.monotonic() - started
+            trace = where(fault.__cause__) if fault.__cause__ else ""
+            log("ERROR", "policy", uid=request.uid, error=fault.message, trace=trace)
+            self.metrics.add("whook_policy_errors_total", fault.policy.name, fault.cause)
+        duration = time.monotonic() - since
         self.metrics.review(path, request, outcome, duration)
-        self.log_review(path, request, outcome, duration)
+        log(
+            "ERROR" if outcome == "error" else "INFO",
+            "review",
+            uid=request.uid,
+            path=path,
+            operation=request.operation,
+            kind=request.kind.kind,
+            object=f"{request.namespace}/{request.name}" if request.namespace else request.name,
+            user=request.user_info.get("username", ""),
+            allowed={"allowed": True, "denied": False}.get(outcome, outcome),
+            patch=len(request.response.patch),
+            duration=f"{duration * 1000:.2f}ms",
+        )
         return answer
-
-    def report(self, fault: PolicyFault, request: Request) -> None:
-        trace = "".join(traceback.format_exception(fault.__cause__)) if fault.__cause__ else ""
-        log("ERROR", "policy", uid=request.uid, error=fault.message, trace=trace)
-        self.metrics.add("whook_policy_errors_total", f'policy="{fault.policy.name}"')
-
-    def log_review(self, path: str, request: Request, outcome: str, duration: float) -> None:
-        name = f"{request.namespace}/{request.name}" if request.namespace else request.name
-        fields: dict[str, Any] = {"uid": request.uid, "path": path, "operation": request.operation}
-        fields |= {"kind": request.kind.kind, "object": name}
-        fields |= {"user": request.user_info.get("username", "")}
-        fields |= {"allowed": "error" if outcome == "error" else request.response.allowed}
-        fields |= {"patch": len(request.response.patch), "duration": f"{duration * 1000:.2f}ms"}
-        log("ERROR" if outcome == "error" else "INFO", "review", **fields)
 
     # -- health
 
-    def answer_health(self, head: Head, body: bytes, connection: Connection) -> Answer:
+    def answer_health(self, head: Head, body: bytes | bytearray, connection: Connection) -> Answer:
         if head.method not in ("GET", "HEAD"):
             raise Refusal(405, f"{head.method} is not allowed: GET it", Allow="GET")
         path = head.target.partition("?")[0]
         if path == "/metrics":
-            self.publish()
             return Answer(200, self.all_metrics(), {}, "text/plain; version=0.0.4")
         if path not in ("/livez", "/readyz"):
             raise Refusal(404, "there is nothing here but /livez, /readyz and /metrics")
-        wrong = self.unready() if path == "/readyz" else "a policy is stuck" * self.stuck()
+        wrong = self.unready() if path == "/readyz" else ""
         text = f"not ok: {wrong}\n" if wrong else "ok\n"
         return Answer(503 if wrong else 200, text.encode(), {}, "text/plain")
 
-    def all_metrics(self) -> bytes:
-        """Every process's numbers; of one that is dead or stopped, what it counted."""
-        board, recently = self.setup.board, time.monotonic() - 10 * TICK
-        parts = {slot: board.read(slot) for slot in board.slots}
-        for slot, series in parts.items():
-            if board.heartbeat(slot) < recently:
-                parts[slot] = Metrics(series).series
-        return render_metrics([*parts.values()])
-
-    def stuck(self) -> bool:
-        """Whether a policy is still at work STUCK_AFTER past its review's deadline."""
-        at_work = list(self.admission.connections.values())
-        return min((c.overdue for c in at_work), default=math.inf) < time.monotonic()
-
     def unready(self) -> str:
         """Why no review should come here; "" if they may."""
-        if self.ending:
+        if self.until < math.inf:
             return "draining"
-        if time.time() > self.setup.tls.value.not_after:
-            return "the serving certificate has expired"
-        return "a policy is stuck" * self.stuck()
+        expired = time.time() > self.tls.value.not_after
+        return "the serving certificate has expired" if expired else ""
 
-    def publish(self) -> None:
-        setup, put = self.setup, self.metrics.set
-        at_work = [c for c in list(self.admission.connections.values()) if c.overdue < math.inf]
-        put("whook_reviews_in_flight", "", len(at_work))
-        put("whook_connections", "", len(self.admission.connections))
-        put("whook_workers", "", not self.unready())
-        put("whook_certificate_not_after_timestamp_seconds", "", setup.tls.value.not_after)
-        self.metrics.forget("whook_policies_info")
-        put("whook_policies_info", f'hash="{setup.policies.value.digest}"', 1)
-        put("whook_build_info", f'version="{__version__}",python="{sys.version.split()[0]}"', 1)
-        for watched in (setup.policies, setup.tls):
-            put("whook_reload_timestamp_seconds", f'what="{watched.what}"', watched.made_at)
-            put("whook_reload_errors_total", f'what="{watched.what}"', watched.errors)
-        with self.metrics.lock:
-            setup.board.publish(self.slot, self.metrics.series)
-
-    # -- the end
-
-    def end(self, grace: float) -> None:
-        """Begin to drain: not ready, still serving, each answer closes its connection. Twice:
-        end at once."""
-        if self.ending:
-            os._exit(1)
-        now = time.monotonic()
-        self.ending = [now, now + grace]
-        self.admission.draining = True
-        self.wake.set()
-
-    def ended(self) -> bool:
-        """Whether the draining is over: nobody is connected, nor was for a while, or time is up."""
-        if not self.ending:
-            return False
-        now = time.monotonic()
-        if self.admission.connections:
-            self.ending[0] = now
-        return now >= min(self.ending[0] + SETTLE_TIME, self.ending[1])
-
-    def finish(self) -> None:
-        """Cut who is idle, and wait for the reviews at work but those that are stuck."""
-        while True:
-            self.admission.reap(idle=True)
-            self.publish()
-            now = time.monotonic()
-            at_work = list(self.admission.connections.values())
-            if not any(now < connection.overdue < math.inf for connection in at_work):
-                return log.flush()
-            time.sleep(TICK / 50)
-
-
-class Supervisor:
-    """Forks the workers, and replaces those that die or fall silent. It has no second thread: a
-    fork would copy the locks that such a thread holds."""
-
-    def __init__(self, setup: Setup) -> None:
-        count = setup.options.workers
-        self.setup, self.slot = setup, count  # the board's last slot is its own
-        self.metrics = Metrics({})
-        self.workers: dict[int, int] = {}  # process id to slot
-        self.changed = [0.0] * count  # when each slot was filled or emptied
-        self.pause = [0.0] * count  # before it is filled again
-        self.status = 0
-        self.kill_at = math.inf  # finite once the workers were told to end
-
-    def run(self) -> int:
-        """Keep the workers up until a signal ends them all; returns the exit status."""
-        awaited = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
-        signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
-        while self.workers or self.kill_at == math.inf:
-            if self.kill_at == math.inf:
-                self.start_missing()
-            received = signal.sigtimedwait(awaited, TICK)
-            if received and received.si_signo != signal.SIGCHLD:
-                self.end(received.si_signo)
-            self.kill_silent()
-            self.bury()
-            self.setup.board.publish(self.slot, self.metrics.series)
-        return self.status
-
-    def start_missing(self) -> None:
-        now = time.monotonic()
-        for slot in set(range(self.slot)) - set(self.workers.values()):
-            if now >= self.changed[slot] + self.pause[slot]:
-                self.changed[slot] = now
-                process = os.fork()
-                if not process:
-                    _be_a_worker(self.setup, slot)
-                self.workers[process] = slot
-
-    def bury(self) -> None:
-        """Note who died: replaced at once, or after a pause that grows if it died young. SetupError
-        if one dies before any has ever come up."""
-        for process, slot in list(self.workers.items()):
-            dead, status = os.waitpid(process, os.WNOHANG)
-            if not dead:
-                continue
-            del self.workers[process]
-            code = os.waitstatus_to_exitcode(status)
-            if self.kill_at < math.inf:
-                self.status |= code != 0
-                continue
-            lived = time.monotonic() - self.changed[slot]
-            log("ERROR", "worker ended", process=process, status=code, lived=f"{lived:.1f}s")
-            if not any(map(self.setup.board.heartbeat, range(self.slot))):
-                raise SetupError("no worker could start", "the log above says why")
-            self.pause[slot] = 0 if lived > LONG_LIFE else min(2 * self.pause[slot] + 0.1, 5)
-            self.changed[slot] += lived
-            self.metrics.add("whook_worker_restarts_total")
-
-    def kill_silent(self) -> None:
-        """Kill each worker without a heartbeat for too long: stopped, or stuck in C code."""
-        now = time.monotonic()
-        for process, slot in self.workers.items():
-            beat = max(self.setup.board.heartbeat(slot), self.changed[slot])
-            if now - beat > STUCK_AFTER or now > self.kill_at:
-                log("ERROR", "worker killed", process=process, silent=f"{now - beat:.1f}s")
-                os.kill(process, signal.SIGKILL)
-
-    def end(self, number: int) -> None:
-        """Pass a SIGTERM or SIGINT on. Who is late is killed; on a second one, all are."""
-        grace = self.setup.options.grace_period if number == signal.SIGTERM else 0
-        patience = grace + 2 * STUCK_AFTER if self.kill_at == math.inf else 0
-        self.kill_at = time.monotonic() + patience
-        for process in self.workers:
-            os.kill(process, number)
-
-
-def _be_a_worker(setup: Setup, slot: int) -> NoReturn:
-    status = 1
-    try:
-        os.setpgid(0, 0)  # Ctrl-C then reaches the supervisor alone, which passes it on
-        worker = Worker(setup, slot)
-        worker.obey_signals()
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        status = worker.run()
-    except BaseException as error:
-        log("ERROR", "worker", error=describe(error, __file__), trace=traceback.format_exc())
-    finally:
-        os._exit(status)
-
-
-def usable_cores() -> int:
-    """How many cores this process may use, by its affinity and its cgroup's quota; at least 1.
-    Where there is no fork, 1."""
-    if not hasattr(signal, "sigtimedwait"):
-        return 1
-    cores = len(os.sched_getaffinity(0))
-    with contextlib.suppress(OSError, ValueError):  # no cgroup v2, or no quota ("max")
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cores = min(cores, math.ceil(int(quota) / int(period)))
-    return cores
+    def all_metrics(self) -> bytes:
+        put = self.metrics.set
+        put("whook_connections", value=len(self.admission.connections))
+        put("whook_held_bytes", value=self.loop.held)
+        put("whook_ready", value=not self.unready())
+        put("whook_log_lines_dropped_total", value=log.dropped)
+        put("whook_certificate_not_after_timestamp_seconds", value=self.tls.value.not_after)
+        self.metrics.series["whook_policies_info"].clear()
+        put("whook_policies_info", self.policies.value.digest, value=1)
+        put("whook_build_info", __version__, sys.version.split()[0], value=1)
+        for watched in (self.policies, self.tls):
+            put("whook_reload_timestamp_seconds", watched.what, value=watched.made_at)
+            put("whook_reload_errors_total", watched.what, value=watched.errors)
+            put("whook_reload_failing", watched.what, value=bool(watched.complaint))
+        return self.metrics.render()
 
 
 # ---------------------------------------------------------------------------- 11 command line
 
+LOCAL_HINT = "`python certs.py local` makes a certificate and its key for this machine"
 EXAMPLES = """\
 examples:
   python certs.py local                     # certificates for this machine
@@ -1635,20 +1998,31 @@ SIGTERM: not ready, keep serving, end when nobody is connected any more (exit 0)
 Ctrl-C: finish what is in flight, then end. Twice: end at once."""
 
 
-def main(argv: Sequence[str] | None = None, evaluate: Evaluate = evaluate) -> int:
+def main(argv: Sequence[str] | None = None, process: Process | None = None) -> int:
     """The command line; returns the exit status: 0 done, 1 failed, 2 wrong usage."""
+    process = process or Process()
+    process.obey_signals()  # first of all: process 1 has no default that would end it
     options = parse_arguments(argv)
     log.format = options.log_format
+    _keep_signals()
     try:
-        setup = set_up(options)
-        if options.workers > 1:
-            return Supervisor(setup).run()
-        worker = Worker(setup, 0, evaluate)
-        worker.obey_signals()
-        return worker.run()
+        process.set_up(options)
+        process.run()
     except SetupError as error:
         print(f"whook: error: {error.message}\nwhook: hint: {error.hint}", file=sys.stderr)
         return 1
+    return 0
+
+
+def _keep_signals() -> None:
+    """Take from policies, and from what they import, what sets signals and timers: they are how a
+    policy is stopped. They see what they would see in another thread: a ValueError."""
+
+    def refuse(*_: object) -> NoReturn:
+        raise ValueError("signals and timers belong to whook")
+
+    for name in ("signal", "setitimer", "alarm", "pthread_sigmask", "siginterrupt"):
+        setattr(signal, name, refuse)
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -1659,21 +2033,29 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--tls-cert", metavar="FILE", required=True, help="certificate chain, PEM; reloaded")
-    add("--tls-key", metavar="FILE", required=True, help="its private key, PEM; reloaded")
+    add("--tls-cert", metavar="FILE", help="certificate chain, PEM; reloaded")
+    add("--tls-key", metavar="FILE", help="its private key, PEM; reloaded")
     add("--policy", metavar="FILE|DIR", action="append", default=[], help="reloaded; repeatable")
     add("--host", metavar="ADDR", default="", help="address to listen on (default: all)")
-    add("--port", type=_whole(0, 65535), default=8443, help="for the API server, HTTPS")
-    add("--health-port", type=_whole(0, 65535), default=8080, help="plain HTTP: /livez ...")
-    add("--workers", type=_whole(1, 256), default=usable_cores(), help="processes (%(default)s)")
+    add("--port", type=_whole(0, 65535), default=8443, help="for the API server, HTTPS (8443)")
+    add("--health-port", type=_whole(0, 65535), default=8080, help="HTTP: /livez ... (8080)")
     add("--client-ca", metavar="FILE", help="demand a client certificate from this CA")
-    add("--max-body", metavar="BYTES", type=_whole(1024, 2**30), default=MAX_BODY)
-    add("--max-connections", metavar="N", type=_whole(1, 100_000), default=MAX_CONNECTIONS)
-    add("--grace-period", metavar="SECONDS", type=_whole(0, 3600), default=GRACE_PERIOD)
-    add("--log-format", choices=("text", "json"), default="text")
+    add("--max-body", metavar="BYTES", type=_whole(1024, 2**30), default=MAX_BODY,
+        help="of a review (%(default)s)")  # fmt: skip
+    add("--max-connections", metavar="N", type=_whole(1, 100_000), default=MAX_CONNECTIONS,
+        help="at a time (%(default)s)")  # fmt: skip
+    add("--grace-period", metavar="SECONDS", type=_whole(0, 3600), default=GRACE_PERIOD,
+        help="of draining at most (%(default)g)")  # fmt: skip
+    add("--log-format", choices=("text", "json"), default="text", help="(text)")
+    add("--version", action="version", version=f"whook {__version__}")
     options = parser.parse_args(argv)
-    if options.workers > 1 and not hasattr(signal, "sigtimedwait"):
-        parser.error("this system can't fork workers; use --workers 1")
+    missing = [flag for flag in ("tls_cert", "tls_key") if not getattr(options, flag)]
+    if missing:
+        flags = ", ".join("--" + flag.replace("_", "-") for flag in missing)
+        message = f"the following arguments are required: {flags}"
+        parser.error(f"{message}\nwhook: hint: {LOCAL_HINT}, in webhook-certs/")
+    if options.port and options.port == options.health_port:
+        parser.error("--port and --health-port must differ")
     return options
 
 
@@ -1686,40 +2068,25 @@ def _whole(least: int, most: int) -> Callable[[str], int]:
     return number
 
 
-def set_up(options: argparse.Namespace) -> Setup:
-    """Load, prove and bind all that serving needs, and log what it is; SetupError."""
-    files = [file for file in (options.tls_cert, options.tls_key, options.client_ca) if file]
-    policies = Watched("policies", lambda: read_sources(options.policy), load_policies)
-    hint = "`python certs.py local` makes a certificate and key in webhook-certs/"
-    tls = Watched("tls", lambda: read_files(files, hint), functools.partial(load_tls, options))
-    admission = listen(options.host, options.port, "--port")
-    health = listen(options.host, options.health_port, "--health-port")
-    _allow_files(2 * options.max_connections)
-    where = [listener.getsockname() for listener in (admission, health)]
-    log("INFO", "listening", admission=where[0][1], health=where[1][1], host=where[0][0],
-        workers=options.workers, version=__version__)  # fmt: skip
-    names = ",".join(policy.name for policy in policies.value.policies)
-    log("INFO", "policies", names=names, hash=policies.value.digest)
-    end = _utc_second(int(tls.value.not_after)) + "Z"
-    log("INFO", "certificate", names=",".join(tls.value.names), not_after=end)
-    sys.setswitchinterval(SWITCH_INTERVAL)
-    gc.collect()
-    gc.freeze()  # what stands here stays: neither walk it again nor copy its pages after a fork
-    return Setup(options, admission, health, policies, tls, Board(options.workers + 1))
-
-
 def listen(host: str, port: int, flag: str) -> socket.socket:
     """A listening socket, on all addresses, IPv4 and IPv6, where host is empty; SetupError."""
-    both = not host and socket.has_dualstack_ipv6()
+    both = host in ("", "::") and socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if both or ":" in host else socket.AF_INET
     listen_on = functools.partial(socket.create_server, family=family, dualstack_ipv6=both)
     try:
         return listen_on((host, port), backlog=BACKLOG)
+    except socket.gaierror:
+        raise SetupError(f"--host {host} has no address here", "name an address") from None
     except OSError as error:
         raise SetupError(
             f"can't listen on {host or 'any address'}, port {port}: {error.strerror}",
             f"choose another with {flag} or --host, or end what uses it",
         ) from None
+
+
+def _address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _allow_files(count: int) -> None:
@@ -1732,4 +2099,5 @@ def _allow_files(count: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_status = main()
+    os._exit(exit_status)  # a thread that a policy started must not hold it up

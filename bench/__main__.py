@@ -84,7 +84,7 @@ class Bench:
         self.partial.write_text(json.dumps(self.results))
 
     def peers(self) -> list[servers.Peer]:
-        found = [servers.whook(), *self.gins(), *servers.python_peers()]
+        found = [servers.whook(), servers.whook(replicas=2), *self.gins(), *servers.python_peers()]
         return [peer for peer in found if not self.options.only or peer.name in self.options.only]
 
     def gins(self) -> list[servers.Peer]:
@@ -153,7 +153,7 @@ class Bench:
             self.grow_size(peer)
             self.grow_connections(peer)
         self.grow_policies()
-        self.grow_workers()
+        self.grow_replicas()
 
     def point(self, what: str, series: str, x: int, measure: Any) -> None:
         """One measured point of a plot, unless a stopped run has left it."""
@@ -197,11 +197,11 @@ class Bench:
         with self.up(servers.whook(policies=folder)) as (server, _):
             return load.measure(server, *self.reviews["5 KB"], self.seconds)
 
-    def grow_workers(self) -> None:
-        for workers in (1, 2, 3, 4):
-            with self.up(servers.whook(), workers) as (server, _):
+    def grow_replicas(self) -> None:
+        for replicas in (1, 2, 3, 4):
+            with self.up(servers.whook(replicas=replicas)) as (server, _):
                 run = functools.partial(load.measure, server, *self.reviews["5 KB"], self.seconds)
-                self.point("workers", "whook", workers, run)
+                self.point("replicas", "whook", replicas, run)
 
     def finish(self) -> None:
         self.results["finished"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -36,7 +36,7 @@ def draw(growth: dict[str, Points], path: Path) -> None:
         ("size", "bytes of the review", "CPU µs a review", cost, "log"),
         ("policies", "policies", "CPU µs a review", cost, "linear"),
         ("connections", "connections", "reviews/s", lambda point: point["rate"], "log"),
-        ("workers", "workers", "reviews/s", lambda point: point["rate"], "linear"),
+        ("replicas", "replicas", "reviews/s", lambda point: point["rate"], "linear"),
     ]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(8, 5.2), layout="constrained")
@@ -48,7 +48,7 @@ def draw(growth: dict[str, Points], path: Path) -> None:
                 axis.set_yscale("log")
             else:
                 axis.set_ylim(bottom=0)
-            if what == "workers":
+            if what == "replicas":
                 axis.set_xticks(sorted(int(x) for x in growth[what]["whook"]))
             axis.minorticks_off()
         figure.savefig(path, metadata={"Date": None, "Creator": None})

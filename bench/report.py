@@ -51,7 +51,7 @@ def render(results: Results) -> str:
     parts = [heading(results), table(results), costs(results), ratios(results)]
     if results["growth"]:
         parts.append(
-            "![Cost against object size, policies, connections and workers](bench/growth.svg)"
+            "![Cost against object size, policies, connections and replicas](bench/growth.svg)"
         )
     parts.append(
         "Made by `python -m bench`; the first lines of `bench/__main__.py` say what it needs."

@@ -54,15 +54,31 @@ def interpreter() -> str:
     return os.path.realpath(sys.executable)
 
 
-def whook(*options: str, policies: str = str(ROOT / "policies" / "team-label.py")) -> Peer:
+REPLICAS = """
+import ctypes, functools, os, signal, socket, sys, whook
+socket.create_server = functools.partial(socket.create_server, reuse_port=True)
+for _ in range(int(sys.argv.pop(1)) - 1):
+    if not os.fork():
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # end with the first
+        break
+os._exit(whook.main(sys.argv[1:]))
+"""
+
+
+def whook(
+    *options: str, policies: str = str(ROOT / "policies" / "team-label.py"), replicas: int = 1
+) -> Peer:
+    """One process, or several behind one address, as replicas are behind a Service."""
+
     def command(place: Place) -> list[str]:
         policy = ["--policy", policies] if policies else []
-        return [interpreter(), str(ROOT / "whook.py"), "--tls-cert", place.cert,
+        program = [str(ROOT / "whook.py")] if replicas == 1 else ["-c", REPLICAS, str(replicas)]
+        return [interpreter(), *program, "--tls-cert", place.cert,
                 "--tls-key", place.key, "--host", "127.0.0.1", "--port", str(place.port),
-                "--workers", str(place.workers), "--health-port", "0",
-                *policy, *options]  # fmt: skip
+                "--health-port", "0", *policy, *options]  # fmt: skip
 
-    return Peer("whook", command, ROOT / "whook.py")
+    name = "whook" if replicas == 1 else f"whook, {replicas} replicas"
+    return Peer(name, command, ROOT / "whook.py")
 
 
 def script(name: str, file: str, *needs: str, forks: bool = True) -> Peer:
@@ -233,7 +249,11 @@ class Running:
         with log.open("wb") as output:
             self.started = time.monotonic()
             self.process = psutil.Popen(
-                peer.command(place), stdout=output, stderr=output, stdin=subprocess.DEVNULL
+                peer.command(place),
+                stdout=output,
+                stderr=output,
+                stdin=subprocess.DEVNULL,
+                cwd=ROOT,
             )
 
     def tree(self) -> list[psutil.Process]:

@@ -212,13 +212,13 @@ def attend(
         raise Failed(f"a review failed: {fault.value.decode(errors='replace')}")
     if done.value < options.reviews:
         raise Failed(f"{done.value} of {options.reviews} reviews in {options.minutes} minutes")
-    restarts = rotation.metrics().get("whook_worker_restarts_total{}", 0)
+    dropped = rotation.metrics().get("whook_log_lines_dropped_total{}", 0)
     return {
         "reviews": done.value,
         "failed": 0,
         "seconds": round(time.monotonic() - started),
         "rotations": rotation.taken,
-        "worker_restarts": int(restarts),
+        "log_lines_dropped": int(dropped),
         "memory_mib": [round(value, 1) for value in flat(memory)],
     }
 

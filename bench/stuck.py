@@ -49,7 +49,7 @@ def latency(server: Whook) -> float:
 
 def main() -> None:
     alone, beside = [], []
-    with Whook(policies={"label": LABEL}, workers=2) as server:
+    with Whook(policies={"label": LABEL}) as server:
         for _ in range(ROUNDS):
             alone.append(latency(server))
             stuck = [stick(server, number) for number in range(STUCK)]

@@ -42,13 +42,13 @@ class Whook:
     for: `whook.STUCK_AFTER = 1`.
     """
 
-    def __init__(self, *arguments, policies=None, patches="", pair=None, workers=1, grace=0):
+    def __init__(self, *arguments, policies=None, patches="", pair=None, grace=0):
         self.folder = Path(tempfile.mkdtemp(prefix="whook-test-"))
         self.authority = pki.Authority()
         self.cert, self.key = (pair or self.authority.issue()).write(self.folder)
         self.log, self.collected = [], threading.Event()
         options = [f"--tls-cert={self.cert}", f"--tls-key={self.key}", "--host=127.0.0.1"]
-        options += ["--port=0", "--health-port=0", f"--workers={workers}"]
+        options += ["--port=0", "--health-port=0"]
         options += [f"--grace-period={grace}", *arguments]
         if policies is not None:
             self.policies = self.folder / "policies"
@@ -56,7 +56,7 @@ class Whook:
             for name, source in policies.items():
                 self.write_policy(name, source)
             options.append(f"--policy={self.policies}")
-        code = f"import sys, whook\n{patches}\nsys.exit(whook.main(sys.argv[1:]))"
+        code = f"import os, sys, whook\n{patches}\nos._exit(whook.main(sys.argv[1:]))"
         self.process = subprocess.Popen(
             [sys.executable, "-c", code, *options],
             cwd=ROOT,
@@ -64,18 +64,20 @@ class Whook:
             text=True,
             errors="replace",
         )
-        threading.Thread(target=self._collect, daemon=True).start()
+        self.collector = threading.Thread(target=self._collect, daemon=True)
+        self.collector.start()
 
     def _collect(self):
-        for line in self.process.stderr:
-            self.log.append(line.rstrip("\n"))
+        with self.process.stderr as lines:
+            for line in lines:
+                self.log.append(line.rstrip("\n"))
         self.collected.set()
 
     def __enter__(self):
         try:
-            line = self.wait_for_log("listening")
-            self.port = int(re.search(r"admission[=\": ]+(\d+)", line)[1])
-            self.health_port = int(re.search(r"health[=\": ]+(\d+)", line)[1])
+            line = self.wait_for_log("ready", "admission")
+            self.port = int(re.search(r"admission[=\": ]+[\d.]+:(\d+)", line)[1])
+            self.health_port = int(re.search(r"health[=\": ]+[\d.]+:(\d+)", line)[1])
             wait_for(lambda: self.get("/readyz")[0] == 200, "readyz")
         except BaseException:
             self.__exit__()
@@ -90,8 +92,7 @@ class Whook:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
-        self.collected.wait(5)
-        self.process.stderr.close()
+        self.collector.join(5)  # it ends with the process, or with the last that has its stderr
 
     def write_policy(self, name: str, source: str) -> None:
         """In one step, as an editor or a mounted ConfigMap does."""
@@ -165,11 +166,6 @@ class Whook:
             return 0, ""
         finally:
             connection.close()
-
-    def children(self) -> list[int]:
-        """The workers' process ids."""
-        path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        return [int(pid) for pid in path.read_text().split()]
 
     def metric(self, name: str, *labels: str) -> float:
         """The sum of a metric's series that have these labels."""
