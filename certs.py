@@ -249,13 +249,15 @@ def alive(some: Iterable[x509.Certificate], at: datetime.datetime) -> list[x509.
     return [c for c in some if c.not_valid_before_utc <= at <= c.not_valid_after_utc]
 
 
-def client_context(anchors: bytes) -> ssl.SSLContext:
-    """A client that judges as the API server's Go does: any certificate of the bundle is an anchor,
-    an intermediate too, and a name counts only in the subject alternative name."""
+def client_context(anchors: bytes = b"") -> ssl.SSLContext:
+    """A client that judges as Kubernetes' Go does: any certificate of the bundle is an anchor, an
+    intermediate too, and a name counts only in the subject alternative name. It is not strict, as
+    Python's default contexts are since 3.13."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.hostname_checks_common_name = False
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    context.load_verify_locations(cadata=anchors.decode("ascii"))
+    if anchors:
+        context.load_verify_locations(cadata=anchors.decode("ascii"))
     return context
 
 
@@ -448,8 +450,15 @@ class Cluster:
             hint = "name one with --kubeconfig, and a context in it with --context"
             raise Fault(f"no usable kubeconfig: {reason}", hint) from None
         self.host, self.ca_file = settings.host, settings.ssl_ca_cert
-        # Without a discoverer the client asks nothing of its own and leaves no cache behind.
         client = kubernetes.client.ApiClient(settings)
+        # Its own context would be strict, and refuse the CAs of EKS and MicroK8s. It adds the
+        # kubeconfig's CA and client certificate to ours.
+        context = client_context()
+        context.check_hostname = settings.verify_ssl
+        if not settings.ssl_ca_cert:
+            context.load_default_certs()
+        client.rest_client.pool_manager.connection_pool_kw["ssl_context"] = context
+        # Without a discoverer the client asks nothing of its own and leaves no cache behind.
         self.client = kubernetes.dynamic.DynamicClient(client, discoverer=lambda *_: None)
 
     def left(self) -> float:
@@ -477,6 +486,8 @@ class Cluster:
             if status := getattr(error, "status", None):
                 action = f"{verb} {resource} {name}".strip()
                 raise refusal(status, getattr(error, "body", ""), action) from None
+            if flaw := tls_error(error):
+                raise distrust(self.host, flaw) from None
             reason = str(getattr(error, "reason", error)).rpartition("): ")[2]
             hint = "is the cluster up, and is it the one meant? see --kubeconfig and --context"
             message = f"no answer from the API server at {self.host}: {reason}"
@@ -511,6 +522,28 @@ class Cluster:
                 sys.stderr.flush()
             time.sleep(POLL if waited > POLL else POLL / 5)
         return time.monotonic() - start
+
+
+def tls_error(error: BaseException | None) -> ssl.SSLError | None:
+    """What OpenSSL said, which the clients wrap, or None if it was not TLS that failed."""
+    while error and not isinstance(error, ssl.SSLError):
+        error = error.__context__
+    return error
+
+
+def distrust(host: str, error: ssl.SSLError) -> Unreachable:
+    """A failed TLS handshake with the API server, and where in the kubeconfig to look."""
+    reason = getattr(error, "verify_message", "") or error.reason or error
+    match getattr(error, "verify_code", None):
+        case None:
+            hint = "does it speak HTTPS there, and take the client certificate in the kubeconfig?"
+        case 9 | 10:  # not yet valid, or no more
+            hint = "is this machine's clock right? if so, the API server's certificate is not"
+        case 62 | 64:  # another name, another address
+            hint = "server in the kubeconfig must be a name in its certificate; or tls-server-name"
+        case _:
+            hint = "is it the cluster meant? certificate-authority in the kubeconfig must be its CA"
+    return Unreachable(f"no TLS with the API server at {host}: {reason}", hint)
 
 
 def refusal(status: int | None, body: str | bytes | None, action: str) -> Fault:

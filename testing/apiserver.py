@@ -75,19 +75,20 @@ class Front:
     """An HTTPS server on loopback that hands each request to the backend, unless a rule steps in.
 
     A rule is a method, a pattern for the path, and `action(call, proceed)`: it returns (status,
-    object), its own or what `proceed()` got from the backend. `calls` are all requests so far."""
+    object), its own or what `proceed()` got from the backend. `calls` are all requests so far.
+    `authority` signs its certificate."""
 
-    def __init__(self, backend):
+    def __init__(self, backend, authority: pki.Authority | None = None):
         self.backend, self.rules, self.calls = backend, [], []
+        self.authority = authority or pki.Authority("front")
         self.lock = threading.Lock()
 
     def __enter__(self) -> Front:
         self.stack = contextlib.ExitStack()
         self.stack.callback(self.backend.close)
         self.folder = Path(self.stack.enter_context(tempfile.TemporaryDirectory(prefix="front-")))
-        authority = pki.Authority("front")
-        paths = authority.issue(["127.0.0.1"]).write(self.folder)
-        (self.folder / "ca.pem").write_bytes(authority.pem + self.backend.ca_pem)
+        paths = self.authority.issue(["127.0.0.1"]).write(self.folder)
+        (self.folder / "ca.pem").write_bytes(self.authority.pem + self.backend.ca_pem)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(*paths)
         handler = type("Handler", (FrontHandler,), {"front": self})
