@@ -8,7 +8,8 @@
 
 What it holds to
 - The private key is made here. It goes into the Secret and a file of mode 0600, and nowhere else:
-  not into a message, a log or a request. The key of a CA made here is dropped after one signature.
+  not into a message, a log or another request. (Where there is no memfd, as on macOS, a second such
+  file is there while the pair is proven.) The key of a CA made here is dropped after one signature.
 - Nothing is approved but what was posted, nothing published but what a TLS handshake has proven.
 - caBundle is widened to old + new, the Secret written, every ready endpoint seen to serve the new
   certificate, and only then caBundle narrowed: there is no moment in which a call must fail.
@@ -38,12 +39,14 @@ import base64
 import contextlib
 import datetime
 import functools
+import importlib
 import ipaddress
 import json
 import os
 import re
 import socket
 import ssl
+import stat
 import sys
 import tempfile
 import time
@@ -53,14 +56,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+if sys.version_info < (3, 11):  # noqa: UP036 - nothing above or below is newer syntax than 3.8
+    sys.exit(f"whook: error: Python 3.11 or later is needed, this is {sys.version.split()[0]}")
 
-PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
-PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
-Authority = tuple[x509.Certificate, PrivateKey]
+with contextlib.suppress(ModuleNotFoundError):  # main() says so; --help needs no package
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
+    from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+    PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+    PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
+    Authority = tuple[x509.Certificate, PrivateKey]
+
 Address = tuple[str, int]
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -90,6 +98,16 @@ class Fault(Exception):
         self.hint = printable(hint)
 
 
+def require(package: str) -> None:
+    """A Fault, with the remedy, where the package is not installed."""
+    try:
+        importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        hint = "python3 -m venv .venv && .venv/bin/pip install -r requirements.txt"
+        message = f"package {error.name} is not installed for {sys.executable}"
+        raise Fault(message, f"{hint}; then run it with .venv/bin/python") from None
+
+
 class NotFound(Fault):
     """The API server has no such object."""
 
@@ -105,6 +123,11 @@ class Unreachable(Fault):
 def printable(text: str) -> str:
     """Others write conditions and messages: no control character of theirs reaches a terminal."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def tell(text: str) -> None:
+    """One line of the result, on stdout."""
+    print(printable(text), flush=True)
 
 
 def say(text: str) -> None:
@@ -261,14 +284,29 @@ def client_context(anchors: bytes = b"") -> ssl.SSLContext:
     return context
 
 
+@contextlib.contextmanager
+def readable(content: bytes) -> Iterator[str]:
+    """A path under which OpenSSL, which reads files only, finds the content.
+
+    On Linux that is memory of this process, in no file system: it ends with the process, however
+    that ends. Elsewhere it is a file in a folder of mode 0700, which a SIGTERM at this very moment
+    leaves behind."""
+    if hasattr(os, "memfd_create"):
+        with open(os.memfd_create("pair"), "wb") as file:
+            file.write(content)
+            file.flush()
+            yield f"/proc/self/fd/{file.fileno()}"
+    else:
+        with tempfile.TemporaryDirectory(prefix="whook-") as folder:
+            path = Path(folder, "pair.pem")
+            path.write_bytes(content)
+            yield str(path)
+
+
 def server_context(pair: Pair) -> ssl.SSLContext:
-    """A server with this pair. OpenSSL reads files only: it gets a private one, in memory where
-    there is such a folder, and a pod with a read-only root has one."""
-    memory = "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: S108 - private below it
+    """A server with this pair."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    with tempfile.TemporaryDirectory(prefix="whook-", dir=memory) as folder:
-        path = Path(folder, "pair.pem")
-        path.write_bytes(pair.key + pair.chain)
+    with readable(pair.key + pair.chain) as path:
         context.load_cert_chain(path)
     return context
 
@@ -348,8 +386,38 @@ def read_file(path: str | Path) -> bytes:
         raise Fault(f"cannot read {path}: {error.strerror}", "check the path") from None
 
 
+def refuse_shared(folder: str) -> None:
+    """A Fault where others could put a pair of theirs into the folder. Whoever could do more,
+    root or who owns a folder above it, is trusted."""
+    try:
+        status = os.stat(folder)
+    except OSError:
+        return  # it is to be made, or whoever reads or writes it will say so
+    if not private(status.st_uid, 0):
+        raise Fault(f"{folder} belongs to another user", "name one of your own with --cert-dir")
+    if stat.S_ISDIR(status.st_mode) and not private(status.st_uid, status.st_mode & 0o022):
+        message = f"others may write into {folder} (mode {status.st_mode & 0o777:04o})"
+        raise Fault(message, f"chmod go-w {folder}, or name another folder with --cert-dir")
+
+
+def exposure(folder: str) -> str | None:
+    """Which file of the pair others may have written, or the key, read; None if none."""
+    for name in FILES:
+        status = os.stat(Path(folder, name))
+        mode = status.st_mode & 0o777
+        if not private(status.st_uid, mode & (0o077 if name == "server-key.pem" else 0o022)):
+            return f"others could get at {folder}/{name} (owner {status.st_uid}, mode {mode:04o})"
+    return None
+
+
+def private(owner: int, others: int) -> bool:
+    """Whether it is ours or root's, and grants others nothing. Only POSIX knows such owners."""
+    return os.name != "posix" or (owner in (0, os.geteuid()) and not others)
+
+
 def read_files(folder: str) -> Pair | None:
-    """The pair in the folder, None where a file is missing."""
+    """The pair in the folder, None where a file is missing. A Fault where the folder is shared."""
+    refuse_shared(folder)
     if not all(Path(folder, name).exists() for name in FILES):
         return None
     return Pair(**{field: read_file(Path(folder, name)) for name, field in FILES.items()})
@@ -357,6 +425,7 @@ def read_files(folder: str) -> Pair | None:
 
 def write_files(folder: str, pair: Pair | None) -> None:
     """Each file whole or not at all, mode 0600, the certificate last. None: try only."""
+    refuse_shared(folder)
     try:
         Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -390,15 +459,15 @@ def local(arguments: argparse.Namespace) -> None:
     pair = read_files(folder)
     reason = "there were none"
     if pair:
-        reason = replacement_reason(pair, names, arguments.key_type) or ""
+        reason = exposure(folder) or replacement_reason(pair, names, arguments.key_type) or ""
     if pair and not reason:
-        print(f"{folder}: certificates kept, valid {span(pair.leaf)}")
+        tell(f"{folder}: certificates kept, valid {span(pair.leaf)}")
         return
     until = now() + arguments.validity
     authority, key = new_authority(until), new_key(arguments.key_type)
     leaf = sign(key.public_key(), names, until, authority)
     write_files(folder, Pair(pem(leaf), key_pem(key), pem(authority[0])))
-    print(f"{folder}: certificates made for {', '.join(names)}, valid {span(leaf)}: {reason}")
+    tell(f"{folder}: certificates made for {', '.join(names)}, valid {span(leaf)}: {reason}")
 
 
 # ---------------------------------------------------------------- the API server
@@ -431,16 +500,20 @@ class Cluster:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         """Find the cluster as kubectl does, or in a pod by its ServiceAccount."""
-        import kubernetes  # here: it takes a second, and `local` needs none of it
+        require("kubernetes")  # here: it takes a second, and `local` needs none of it
+        import kubernetes
 
         self.arguments = arguments
         self.dns_name = f"{arguments.service}.{arguments.namespace}.svc"
         self.deadline = time.monotonic() + arguments.timeout
         settings = kubernetes.client.Configuration()
         settings.retries = False
-        chosen = arguments.kubeconfig or arguments.context or os.environ.get("KUBECONFIG")
+        where = arguments.kubeconfig or os.environ.get("KUBECONFIG")
+        in_pod = not (where or arguments.context) and "KUBERNETES_SERVICE_HOST" in os.environ
+        if arguments.kubeconfig:
+            read_file(os.path.expanduser(arguments.kubeconfig))
         try:
-            if not chosen and "KUBERNETES_SERVICE_HOST" in os.environ:
+            if in_pod:
                 kubernetes.config.load_incluster_config(settings)
             else:
                 files = arguments.kubeconfig, arguments.context
@@ -448,7 +521,8 @@ class Cluster:
         except Exception as error:  # a malformed file makes the client raise anything at all
             reason = str(error).partition("\n")[0]
             hint = "name one with --kubeconfig, and a context in it with --context"
-            raise Fault(f"no usable kubeconfig: {reason}", hint) from None
+            where = "this pod's ServiceAccount" if in_pod else where or "~/.kube/config"
+            raise Fault(f"no usable kubeconfig: {where}: {reason}", hint) from None
         self.host, self.ca_file = settings.host, settings.ssl_ca_cert
         client = kubernetes.client.ApiClient(settings)
         # Its own context would be strict, and refuse the CAs of EKS and MicroK8s. It adds the
@@ -518,31 +592,32 @@ class Cluster:
             if self.left() <= 0:
                 return None
             if sys.stderr.isatty():
-                print(f"\r\033[Kwaiting for {what}: {waited:.0f} s", end="", file=sys.stderr)
-                sys.stderr.flush()
+                line = printable(f"waiting for {what}: {waited:.0f} s")
+                print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
             time.sleep(POLL if waited > POLL else POLL / 5)
         return time.monotonic() - start
 
 
 def tls_error(error: BaseException | None) -> ssl.SSLError | None:
     """What OpenSSL said, which the clients wrap, or None if it was not TLS that failed."""
-    while error and not isinstance(error, ssl.SSLError):
+    while error:
+        if isinstance(error, ssl.SSLError):
+            return error
         error = error.__context__
-    return error
+    return None
 
 
 def distrust(host: str, error: ssl.SSLError) -> Unreachable:
     """A failed TLS handshake with the API server, and where in the kubeconfig to look."""
     reason = getattr(error, "verify_message", "") or error.reason or error
-    match getattr(error, "verify_code", None):
-        case None:
-            hint = "does it speak HTTPS there, and take the client certificate in the kubeconfig?"
-        case 9 | 10:  # not yet valid, or no more
-            hint = "is this machine's clock right? if so, the API server's certificate is not"
-        case 62 | 64:  # another name, another address
-            hint = "server in the kubeconfig must be a name in its certificate; or tls-server-name"
-        case _:
-            hint = "is it the cluster meant? certificate-authority in the kubeconfig must be its CA"
+    clock = "is this machine's clock right? if so, the API server's certificate is not"
+    name = "server in the kubeconfig must be a name in its certificate; or tls-server-name"
+    if verdict := getattr(error, "verify_code", None):
+        meant = "is it the cluster meant? certificate-authority in the kubeconfig must be its CA"
+        # OpenSSL's codes: not yet valid, no longer valid, another name, another address
+        hint = {9: clock, 10: clock, 62: name, 64: name}.get(verdict, meant)
+    else:
+        hint = "does it speak HTTPS there, and take the client certificate in the kubeconfig?"
     return Unreachable(f"no TLS with the API server at {host}: {reason}", hint)
 
 
@@ -552,15 +627,14 @@ def refusal(status: int | None, body: str | bytes | None, action: str) -> Fault:
         message = str(json.loads(body or "")["message"])
     except (ValueError, KeyError, TypeError):
         message = f"cannot {action}: HTTP status {status}"
-    match status:
-        case 401:
-            return Fault(message, "the credentials in the kubeconfig are not accepted")
-        case 403:
-            return Fault(message, missing_rule(message))
-        case 404:
-            return NotFound(message, "kubectl apply -f manifests/ makes what whook needs")
-        case 409:
-            return Conflict(message, "another run or another tool is at work on it; run again")
+    if status == 401:
+        return Fault(message, "the credentials in the kubeconfig are not accepted")
+    if status == 403:
+        return Fault(message, missing_rule(message))
+    if status == 404:
+        return NotFound(message, "kubectl apply -f manifests/ makes what whook needs")
+    if status == 409:
+        return Conflict(message, "another run or another tool is at work on it; run again")
     return Fault(message, "the API server's own words; nothing of it was written")
 
 
@@ -702,10 +776,8 @@ def dial(address: Address, name: str, anchors: bytes = b"") -> bytes | None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:
-        with (
-            socket.create_connection(address, DIAL_LIMIT) as plain,
-            context.wrap_socket(plain, server_hostname=name) as secure,
-        ):
+        plain = socket.create_connection(address, DIAL_LIMIT)
+        with plain, context.wrap_socket(plain, server_hostname=name) as secure:
             return secure.getpeercert(binary_form=True)
     except ssl.SSLCertVerificationError:
         raise
@@ -1075,6 +1147,9 @@ def issue_reason(cluster: Cluster, secret: Json | None) -> str | None:
         return f"it was issued by {signer_of(secret) or 'an unknown signer'}"
     if wanted.ca_cert and flaw(replace(pair, bundle=read_file(wanted.ca_cert)), names, now()):
         return f"it was not issued by the CA in {wanted.ca_cert}"
+    files = read_files(wanted.cert_dir) if wanted.cert_dir else None
+    if files and files.key == pair.key and (reason := exposure(wanted.cert_dir)):
+        return reason
     return "--renew asks for it" if wanted.renew else None
 
 
@@ -1108,9 +1183,10 @@ def ensure(arguments: argparse.Namespace) -> None:
     pair, reason = secret_pair(secret), issue_reason(cluster, secret)
     steps = plan(cluster, found, pair, reason)
     if pair and not steps:
-        print(f"nothing to do: {summary(cluster, pair)}")
+        tell(f"nothing to do: {summary(cluster, pair)}")
     elif arguments.dry_run:
-        print("\n".join(steps))
+        for step in steps:
+            tell(step)
     else:
         carry_out(cluster, found, secret, steps, bool(reason))
 
@@ -1128,9 +1204,9 @@ def carry_out(
             write_files(arguments.cert_dir, None)
         pair = issue(cluster, authority)
     narrow = publish(cluster, found, secret, pair)
-    print(f"done: {summary(cluster, pair)}")
+    tell(f"done: {summary(cluster, pair)}")
     if not narrow:
-        print("caBundle still holds the old CAs, so no call fails; a later run takes them out")
+        tell("caBundle still holds the old CAs, so no call fails; a later run takes them out")
 
 
 def summary(cluster: Cluster, pair: Pair) -> str:
@@ -1367,9 +1443,9 @@ def check(arguments: argparse.Namespace) -> int:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
         for finding in findings:
-            print(f"{finding.status:8} {finding.subject}: {finding.message}")
+            tell(f"{finding.status:8} {finding.subject}: {finding.message}")
             if finding.fix:
-                print(f"         fix: {finding.fix}")
+                tell(f"         fix: {finding.fix}")
     return int("error" in [finding.status for finding in findings])
 
 
@@ -1459,7 +1535,8 @@ which certificate (ensure, check)
 ensure, local
   --key-type ecdsa-p256                 or rsa-2048, rsa-3072
   --validity 90d                        or hours (36h) or minutes (30m); renewed in its last third
-  --cert-dir webhook-certs              for ca.pem, server-cert.pem, server-key.pem; "" for no files
+  --cert-dir webhook-certs              for ca.pem, server-cert.pem, server-key.pem; "" for no
+                                        files; local has its own, local-certs
 
 ensure      --dry-run                   print the plan, write nothing
             --renew                     issue a new certificate although the old one is good
@@ -1469,7 +1546,7 @@ local       --host NAME|IP              one more name in the certificate; may be
 
   python certs.py
   python certs.py --signer-name kubernetes.io/kubelet-serving --timeout 180
-  cat manifests/40-webhook.yaml | python certs.py ca-bundle | kubectl apply -f -
+  python certs.py ca-bundle < manifests/80-mutatingwebhookconfiguration.yaml | kubectl apply -f -
 """
 LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
@@ -1530,7 +1607,6 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
     signer.add_argument("--signer-name", type=signer_name, default=OWN_SIGNER)
     key.add_argument("--key-type", choices=KEY_TYPES, default="ecdsa-p256")
     key.add_argument("--validity", type=duration, default="90d")
-    key.add_argument("--cert-dir", default="webhook-certs")
     top = Parser(allow_abbrev=False)
     commands = top.add_subparsers(dest="command", required=True)
 
@@ -1538,6 +1614,7 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
         return commands.add_parser(name, parents=parents, allow_abbrev=False)
 
     ensuring = command("ensure", cluster, signer, key)
+    ensuring.add_argument("--cert-dir", default="webhook-certs")
     for flag in ("--ca-cert", "--ca-key"):
         ensuring.add_argument(flag)
     for flag in ("--dry-run", "--renew", "--force"):
@@ -1545,7 +1622,9 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
     command("check", cluster, signer).add_argument(
         "--output", choices=("text", "json"), default="text"
     )
-    command("local", key).add_argument("--host", type=host, action="append", default=[])
+    alone = command("local", key)
+    alone.add_argument("--cert-dir", default="local-certs")
+    alone.add_argument("--host", type=host, action="append", default=[])
     command("ca-bundle", cluster)
     bare = not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help"))
     arguments = top.parse_args(["ensure", *argv] if bare else argv)
@@ -1567,6 +1646,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = arguments_of(sys.argv[1:] if argv is None else argv)
     commands = {"ensure": ensure, "check": check, "local": local, "ca-bundle": ca_bundle}
     try:
+        require("cryptography")
         return commands[arguments.command](arguments) or 0
     except KeyboardInterrupt:
         fault = Fault("interrupted", "run again: it goes on from what is there")

@@ -6,6 +6,7 @@ binaries are found, once before a real control plane (`RealCluster` says what is
 
 from __future__ import annotations
 
+import ast
 import base64
 import contextlib
 import datetime
@@ -171,6 +172,29 @@ class Certificates(unittest.TestCase):
         new = {*after[0], *after[1]} - {*before[0], *before[1]}
         self.assertEqual([name for name in new if name.startswith("whook-")], [])
 
+    @unittest.skipUnless(hasattr(os, "memfd_create"), "only where there is memfd_create")
+    def test_the_proof_leaves_no_file_behind_when_it_is_killed(self):
+        code = "import os, ssl, certs\nkilled = lambda *_: os.kill(os.getpid(), 9)\n"
+        code += "ssl.SSLContext.load_cert_chain = killed\n"
+        code += "certs.server_context(certs.Pair(b'chain', b'key', b''))"
+        with tempfile.TemporaryDirectory() as folder:
+            before = {*os.listdir("/dev/shm")}
+            environment = {**os.environ, "PYTHONPATH": str(HERE), "TMPDIR": folder}
+            done = subprocess.run([sys.executable, "-c", code], env=environment)
+            self.assertEqual((done.returncode, os.listdir(folder)), (-9, []))
+            new = {*os.listdir("/dev/shm")} - before
+            self.assertEqual([name for name in new if name.startswith("whook-")], [])
+
+    def test_the_proof_without_memfd(self):
+        if hasattr(os, "memfd_create"):
+            self.addCleanup(setattr, os, "memfd_create", os.memfd_create)
+            del os.memfd_create
+        self.test_the_proof_leaves_no_file_behind()
+        pair = self.made()
+        with certs.readable(pair.key) as path:
+            self.assertEqual(Path(path).read_bytes(), pair.key)
+            self.assertEqual(Path(path).parent.stat().st_mode & 0o777, 0o700)
+
 
 # ---------------------------------------------------------------- files, local
 
@@ -180,13 +204,13 @@ class Local(InFolder):
         status, out, err = run("local")
         self.assertEqual((status, err), (0, ""))
         names = "localhost, 127.0.0.1, ::1, whook.whook.svc"
-        self.assertRegex(out, f"^webhook-certs: certificates made for {names}, valid .*none\n$")
+        self.assertRegex(out, f"^local-certs: certificates made for {names}, valid .*none\n$")
         for name in certs.FILES:
-            self.assertEqual((self.folder / "webhook-certs" / name).stat().st_mode & 0o777, 0o600)
-        first = certs.read_files("webhook-certs")
+            self.assertEqual((self.folder / "local-certs" / name).stat().st_mode & 0o777, 0o600)
+        first = certs.read_files("local-certs")
         self.assertIsNone(certs.flaw(first, certs.LOCAL_NAMES, certs.now()))
-        self.assertRegex(run("local")[1], "^webhook-certs: certificates kept, valid ")
-        self.assertEqual(certs.read_files("webhook-certs"), first)
+        self.assertRegex(run("local")[1], "^local-certs: certificates kept, valid ")
+        self.assertEqual(certs.read_files("local-certs"), first)
         out = run("local", "--host", "laptop.lan", "--host", "2001:DB8::1")[1]
         self.assertIn("the certificate does not name laptop.lan, 2001:db8::1", out)
         self.assertIn("kept", run("local", "--host", "laptop.lan")[1])
@@ -195,11 +219,11 @@ class Local(InFolder):
     def test_a_damaged_or_missing_file_is_mended(self):
         for name in certs.FILES:
             run("local")
-            Path("webhook-certs", name).write_bytes(b"damaged")
+            Path("local-certs", name).write_bytes(b"damaged")
             self.assertIn("certificates made", run("local")[1])
-            Path("webhook-certs", name).unlink()
+            Path("local-certs", name).unlink()
             self.assertIn("certificates made", run("local")[1])
-        self.assertEqual(len(list(Path("webhook-certs").iterdir())), 3)
+        self.assertEqual(len(list(Path("local-certs").iterdir())), 3)
 
     def test_a_folder_that_cannot_be_written(self):
         Path("file").touch()
@@ -214,9 +238,70 @@ class Local(InFolder):
                 ),
             )
 
+    def test_a_folder_of_its_own(self):
+        """The files of a cluster are not overwritten, nor does certs.py overwrite these."""
+        run("local")
+        self.assertEqual(os.listdir(), ["local-certs"])
+        folder = certs.arguments_of([]).cert_dir
+        self.assertEqual(folder, "webhook-certs")
+
+    def test_a_folder_that_belongs_to_somebody_else(self):
+        """Whoever owns it could put a pair of theirs there, which would be kept."""
+        run("local")
+        before = certs.read_files("local-certs")
+        other = os.geteuid() + 12345
+        if os.geteuid() == 0:
+            os.chown("local-certs", other, -1)
+        else:
+            self.enterContext(mock.patch.object(os, "geteuid", return_value=other))
+        for more in (), ("--host", "more.lan"):
+            self.assertEqual(
+                run("local", *more),
+                (
+                    1,
+                    "",
+                    "whook: error: local-certs belongs to another user\n"
+                    "whook: hint: name one of your own with --cert-dir\n",
+                ),
+            )
+        self.assertEqual(Path("local-certs/ca.pem").read_bytes(), before.bundle)
+
+    def test_a_folder_that_others_may_write_into(self):
+        for mode in 0o777, 0o1777, 0o720:
+            os.mkdir("shared")
+            os.chmod("shared", mode)
+            self.assertEqual(
+                run("local", "--cert-dir", "shared"),
+                (
+                    1,
+                    "",
+                    f"whook: error: others may write into shared (mode {mode & 0o777:04o})\nwhook: "
+                    "hint: chmod go-w shared, or name another folder with --cert-dir\n",
+                ),
+            )
+            os.rmdir("shared")
+
+    def test_files_that_others_could_get_at(self):
+        run("local")
+        for name, mode, made in (
+            ("server-key.pem", 0o640, True),
+            ("server-key.pem", 0o604, True),
+            ("server-cert.pem", 0o644, False),
+            ("server-cert.pem", 0o622, True),
+            ("ca.pem", 0o660, True),
+        ):
+            with self.subTest(name, mode=oct(mode)):
+                os.chmod(f"local-certs/{name}", mode)
+                out = run("local")[1]
+                self.assertIn("certificates made" if made else "certificates kept", out)
+                why = f": others could get at local-certs/{name} "
+                why += f"(owner {os.geteuid()}, mode {mode:04o})\n"
+                self.assertEqual(out.endswith(why), made, out)
+                self.assertIn("kept", run("local")[1])
+
     def test_a_full_disk_leaves_the_old_files_whole(self):
         run("local")
-        before = certs.read_files("webhook-certs")
+        before = certs.read_files("local-certs")
         limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300));"
         code = f"{limit} import sys, certs; sys.exit(certs.main(['local', '--host', 'more.lan']))"
         done = subprocess.run(
@@ -225,8 +310,8 @@ class Local(InFolder):
         )  # fmt: skip
         self.assertEqual(done.returncode, 1, done.stderr)
         self.assertRegex(done.stderr, "^whook: error: .*File too large\nwhook: hint: .*\n$")
-        self.assertEqual(certs.read_files("webhook-certs"), before)
-        self.assertEqual(len(list(Path("webhook-certs").iterdir())), 3)
+        self.assertEqual(certs.read_files("local-certs"), before)
+        self.assertEqual(len(list(Path("local-certs").iterdir())), 3)
 
     def test_no_cluster_client_is_loaded(self):
         code = "import sys, certs; certs.main(['local']); print('kubernetes' in sys.modules)"
@@ -365,6 +450,49 @@ class CommandLine(InFolder):
             self.assertIn(flag, out)
         self.assertLessEqual(max(map(len, out.splitlines())), 100)
 
+    def test_help_names_files_that_are_there(self):
+        named = re.findall(r"manifests/[\w.-]+", run("--help")[1])
+        self.assertTrue(named)
+        for path in named:
+            self.assertTrue((HERE / path).is_file(), path)
+
+    def test_without_the_packages(self):
+        """As on a bare Python: help is there, the rest says what to install."""
+        bare = [sys.executable, "-S", "-E", str(HERE / "certs.py")]
+        done = subprocess.run([*bare, "--help"], capture_output=True, text=True)
+        self.assertEqual((done.returncode, done.stdout, done.stderr), (0, certs.USAGE, ""))
+        pip = "python3 -m venv .venv && .venv/bin/pip install -r requirements.txt"
+        hint = f"whook: hint: {pip}; then run it with .venv/bin/python\n"
+        missing = f"is not installed for {sys.executable}\n{hint}"
+        for command in "ensure", "check", "local", "ca-bundle":
+            done = subprocess.run([*bare, command], capture_output=True, text=True, input="")
+            error = f"whook: error: package cryptography {missing}"
+            self.assertEqual((done.returncode, done.stdout, done.stderr), (1, "", error))
+        with mock.patch.dict(sys.modules, {"kubernetes": None}):
+            self.assertEqual(run(), (1, "", f"whook: error: package kubernetes {missing}"))
+            self.assertIn("certificates made", run("local")[1])
+
+    def test_an_older_python(self):
+        ast.parse((HERE / "certs.py").read_text(), feature_version=(3, 8))
+        code = "import sys; sys.version_info = (3, 10, 2); sys.version = '3.10.2 (main)'; "
+        code += f"sys.path.insert(0, {str(HERE)!r}); import certs"
+        done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True)
+        error = "whook: error: Python 3.11 or later is needed, this is 3.10.2\n"
+        self.assertEqual((done.returncode, done.stdout, done.stderr), (1, "", error))
+
+    def test_a_kubeconfig_that_is_not_there(self):
+        self.assertEqual(
+            run("--kubeconfig", "nosuch"),
+            (
+                1,
+                "",
+                "whook: error: cannot read nosuch: No such file or directory\n"
+                "whook: hint: check the path\n",
+            ),
+        )
+        with mock.patch.dict(os.environ, {"KUBECONFIG": "nosuch"}):
+            self.assertRegex(run()[2], "^whook: error: no usable kubeconfig: nosuch: ")
+
     def test_no_kubeconfig(self):
         with mock.patch.dict(os.environ, {"HOME": str(self.folder)}, clear=True):
             with mock.patch("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", "absent"):
@@ -378,7 +506,8 @@ class CommandLine(InFolder):
             with self.subTest(text):
                 status, _, err = run("--kubeconfig", "broken")
                 self.assertEqual(status, 1)
-                self.assertRegex(err, "^whook: error: no usable kubeconfig: .*\nwhook: hint: .*\n$")
+                unusable = "^whook: error: no usable kubeconfig: broken: .*\nwhook: hint: .*\n$"
+                self.assertRegex(err, unusable)
 
     def test_unreachable(self):
         with socket.socket() as unused:
@@ -894,6 +1023,16 @@ class Cases(InFolder):
         self.assertIn("webhook-certs: ca.pem, server-key.pem, server-cert.pem written", err)
         self.assertEqual(certs.read_files("webhook-certs"), self.published())
 
+    def test_a_key_that_others_could_read_is_replaced(self):
+        self.ensure()
+        os.chmod("webhook-certs/server-key.pem", 0o644)
+        reason = "others could get at webhook-certs/server-key.pem "
+        reason += f"(owner {os.geteuid()}, mode 0644)"
+        self.assertIn(f"write a certificate: {reason}\n", self.ensure("--dry-run")[0])
+        os.chmod("webhook-certs", 0o777)
+        err = self.program()[2]
+        self.assertIn("error: others may write into webhook-certs (mode 0777)\n", err)
+
     # ------------------------------------------------------------ without a gap
 
     def start_old(self) -> None:
@@ -1279,6 +1418,17 @@ class Cases(InFolder):
             "whook: error: secret whook/whook-certs: type Opaque, not kubernetes.io/tls\nwhook: "
             "hint: kubectl -n whook delete secret whook-certs; python certs.py\n",
         )
+
+    def test_a_type_that_would_paint_the_terminal(self):
+        secret = self.set_secret(self.old, self.root.pem)
+        self.remove(SECRET)
+        hostile = {**secret, "metadata": {"name": "whook-certs"}, "type": "a/\x1b[2J\x9b"}
+        self.front.ask("POST", SECRET.rpartition("/")[0], hostile)
+        out = self.program("check")[1]
+        self.assertIn(
+            "secret whook/whook-certs: type a/\\x1b[2J\\x9b, not kubernetes.io/tls\n", out
+        )
+        self.assertTrue(out.replace("\n", "").isprintable())
 
     def test_forbidden(self):
         cases = [
