@@ -20,7 +20,8 @@ What RBAC has to grant (the function `permissions` is the same list as code)
     cluster    certificatesigningrequests                                     create, get, delete
                certificatesigningrequests/approval                            update
                signers, by the name of --signer-name                          approve
-               mutating-, validatingwebhookconfigurations, by name            get, patch
+               mutating-, validatingwebhookconfigurations                     list
+               the same, by name: whook and whatever else is kept             get, patch
     namespace  secrets, by name                                               get, update
                secrets: only for a first run, names can't limit it            create
                services, by name                                              get
@@ -79,6 +80,7 @@ OWN_SIGNER = "whook.local/serving"
 KUBELET_SIGNER = "kubernetes.io/kubelet-serving"
 SIGNER_ANNOTATION = "whook.local/signer-name"
 FIELD_MANAGER = "whook-certs"
+NAME_LABEL = "app.kubernetes.io/name"  # with the value "whook", on the configurations that are kept
 BACKDATE = datetime.timedelta(minutes=5)  # for clocks that differ, as the built-in signer does
 MINIMUM_VALIDITY = datetime.timedelta(minutes=10)  # the API's minimum for expirationSeconds
 MAXIMUM_VALIDITY = datetime.timedelta(days=3650)
@@ -681,17 +683,34 @@ def configuration(cluster: Cluster, resource: str, manifest: Json | None) -> Con
     return Configuration(resource, manifest, webhooks) if webhooks else None
 
 
-def configurations(cluster: Cluster) -> list[Configuration]:
-    """Both kinds under each name; a Fault where none has a webhook for our Service."""
-    wanted = cluster.arguments
-    names = wanted.webhook_configuration
-    sought = [(resource, name) for resource in CONFIGURATIONS for name in names]
-    found = [configuration(cluster, resource, cluster.find(resource, n)) for resource, n in sought]
-    if not any(found):
-        message = f"no webhook configuration {', '.join(names)} points at service "
-        hint = "kubectl apply -f manifests/ makes it; or see --webhook-configuration and --service"
-        raise Fault(f"{message}{wanted.namespace}/{wanted.service}", hint)
+def pointing(cluster: Cluster) -> list[Configuration]:
+    """All in the cluster that have a webhook for our Service."""
+    listed = [(kind, one) for kind in CONFIGURATIONS for one in cluster.call("list", kind)["items"]]
+    found = [configuration(cluster, resource, manifest) for resource, manifest in listed]
     return [one for one in found if one]
+
+
+def is_kept(cluster: Cluster, one: Configuration) -> bool:
+    """Whether its caBundle is ours to write: by its label, or because the user names it."""
+    metadata = one.manifest["metadata"]
+    labelled = (metadata.get("labels") or {}).get(NAME_LABEL) == "whook"
+    return labelled or metadata["name"] in cluster.arguments.webhook_configuration
+
+
+def configurations(cluster: Cluster) -> list[Configuration]:
+    """Those whose caBundle is kept; a Fault where there are none."""
+    found = pointing(cluster)
+    if kept := [one for one in found if is_kept(cluster, one)]:
+        return kept
+    service = f"{cluster.arguments.namespace}/{cluster.arguments.service}"
+    hint = "kubectl apply -f manifests/ makes it; or see --webhook-configuration and --service"
+    message = f"no webhook configuration labelled {NAME_LABEL}=whook points at service {service}"
+    raise Fault(message, adoption(found[0]) if found else hint)
+
+
+def adoption(stray: Configuration) -> str:
+    """How a configuration that is left alone comes to be kept."""
+    return f"if it is whook's: kubectl label {stray.label} {NAME_LABEL}=whook; python certs.py"
 
 
 def each(found: list[Configuration]) -> list[tuple[Configuration, Json]]:
@@ -700,6 +719,29 @@ def each(found: list[Configuration]) -> list[tuple[Configuration, Json]]:
 
 def bundle_of(webhook: Json) -> bytes:
     return base64.b64decode(webhook["clientConfig"].get("caBundle") or "")
+
+
+def allowed(cluster: Cluster, verb: str, resource: str, name: str) -> bool:
+    plural, _, subresource = resource.partition("/")
+    asked = {"verb": verb, "resource": plural, "subresource": subresource, "name": name}
+    asked["group"] = GROUPS.get(plural, "")
+    if plural in NAMESPACED:
+        asked["namespace"] = cluster.arguments.namespace
+    review = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SelfSubjectAccessReview",
+        "spec": {"resourceAttributes": asked},
+    }
+    answer = cluster.call("create", "selfsubjectaccessreviews", body=review)
+    return bool(answer["status"]["allowed"])
+
+
+def refuse_forbidden(cluster: Cluster, one: Configuration) -> None:
+    """A Fault where caBundle may not be written: RBAC names the configurations one by one."""
+    name = one.manifest["metadata"]["name"]
+    if not allowed(cluster, "patch", one.resource, name):
+        must = rule("patch", GROUPS[one.resource], one.resource, name)
+        raise Fault(f"{one.label}: you may not patch it", f"a ClusterRole must grant {must}")
 
 
 def refuse_other_owner(one: Configuration) -> None:
@@ -1174,6 +1216,8 @@ def ensure(arguments: argparse.Namespace) -> None:
     a forbidden or impossible write of the Secret or the files shows before anything is made."""
     cluster = Cluster(arguments)
     found = configurations(cluster)
+    for stray in [one for one in pointing(cluster) if not is_kept(cluster, one)]:
+        say(f"{stray.label}: calls whook, but is left alone; {adoption(stray)}")
     for one in found if not arguments.force else ():
         refuse_other_owner(one)
     secret = cluster.find("secrets", arguments.secret)
@@ -1198,6 +1242,8 @@ def carry_out(
     for step in steps:
         say(f"to do: {step}")
     if renew or not pair:
+        for one in found:
+            refuse_forbidden(cluster, one)
         authority = signing_authority(arguments)
         write_secret(cluster, secret, pair or Pair(b"", b"", b""), dry_run="All")
         if arguments.cert_dir:
@@ -1239,26 +1285,12 @@ def permissions(arguments: argparse.Namespace) -> list[tuple[str, str, str]]:
         rules += [("update", f"{CSR}/status", ""), ("sign", "signers", signer)]
     else:
         rules += [("get", "configmaps", "kube-root-ca.crt")]
+    rules += [("list", kind, "") for kind in CONFIGURATIONS]
     rules += [
         (v, kind, name) for kind in CONFIGURATIONS for name in names for v in ("get", "patch")
     ]
     rules += [(verb, "secrets", arguments.secret) for verb in ("get", "update")]
     return [*rules, ("get", "services", arguments.service), ("list", "endpointslices", "")]
-
-
-def allowed(cluster: Cluster, verb: str, resource: str, name: str) -> bool:
-    plural, _, subresource = resource.partition("/")
-    asked = {"verb": verb, "resource": plural, "subresource": subresource, "name": name}
-    asked["group"] = GROUPS.get(plural, "")
-    if plural in NAMESPACED:
-        asked["namespace"] = cluster.arguments.namespace
-    review = {
-        "apiVersion": "authorization.k8s.io/v1",
-        "kind": "SelfSubjectAccessReview",
-        "spec": {"resourceAttributes": asked},
-    }
-    answer = cluster.call("create", "selfsubjectaccessreviews", body=review)
-    return bool(answer["status"]["allowed"])
 
 
 def check_permissions(cluster: Cluster) -> Iterator[Finding]:
@@ -1297,13 +1329,10 @@ def check_configurations(cluster: Cluster) -> Iterator[Finding]:
 
 
 def check_strays(cluster: Cluster) -> Iterator[Finding]:
-    """Configurations that call us under names that this run, and so the renewal, leaves alone."""
-    for resource in CONFIGURATIONS:
-        for manifest in cluster.call("list", resource)["items"]:
-            one, name = configuration(cluster, resource, manifest), manifest["metadata"]["name"]
-            if one and name not in cluster.arguments.webhook_configuration:
-                fix = f"{RERUN} --webhook-configuration {name}, beside those it has"
-                yield warned(one.label, "calls whook, but is not named here", fix)
+    """Configurations that call us, but are left alone by every run, and so by the renewal."""
+    for one in pointing(cluster):
+        if not is_kept(cluster, one):
+            yield warned(one.label, "calls whook, but is left alone", adoption(one))
 
 
 def check_secret(cluster: Cluster) -> Iterator[Finding]:
@@ -1523,7 +1552,8 @@ usage: python certs.py [ensure]     issue, publish, renew: whatever is called fo
 which cluster, and what in it (ensure, check, ca-bundle)
   --kubeconfig FILE, --context NAME     as for kubectl; in a pod its ServiceAccount is used
   --namespace whook, --service whook, --secret whook-certs
-  --webhook-configuration whook         of both kinds; may be repeated
+  --webhook-configuration whook         of both kinds, beside those that are labelled
+                                        app.kubernetes.io/name=whook; may be repeated
   --timeout 60                          seconds for the whole run
 
 which certificate (ensure, check)

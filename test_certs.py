@@ -41,6 +41,8 @@ ROLES = HERE / "manifests" / "renewal"
 NAME = "whook.whook.svc"
 DAY = datetime.timedelta(days=1)
 OTHER_SIGNER = "example.com/serving"
+NO_CONFIGURATION = "no webhook configuration labelled app.kubernetes.io/name=whook points at "
+NO_CONFIGURATION += "service whook/whook"
 SECRET = "/api/v1/namespaces/whook/secrets/whook-certs"
 ADMISSION = "/apis/admissionregistration.k8s.io/v1"
 MUTATING = f"{ADMISSION}/mutatingwebhookconfigurations"
@@ -576,7 +578,7 @@ class Transport(InFolder):
                         client.wrap_socket(plain, server_hostname="127.0.0.1")
                 status, _, err = run("--kubeconfig", front.kubeconfig())
                 self.assertEqual(status, 1)
-                self.assertIn("no webhook configuration whook points at service", err)
+                self.assertIn(NO_CONFIGURATION, err)
 
     def test_nothing_but_the_kubeconfigs_ca_is_trusted(self):
         """The system's CAs count only where the kubeconfig names none, as with kubectl."""
@@ -590,14 +592,14 @@ class Transport(InFolder):
             named = self.kubeconfig(front, **{"certificate-authority": str(other.absolute())})
             self.says(named, refused, meant)
             system = self.kubeconfig(front, **{"certificate-authority": None})
-            self.assertIn("no webhook configuration whook", run("--kubeconfig", system)[2])
+            self.assertIn(NO_CONFIGURATION, run("--kubeconfig", system)[2])
         self.says(system, refused, meant)
 
     def test_insecure_skip_tls_verify(self):
         insecure = {"certificate-authority": None, "insecure-skip-tls-verify": True}
         config = self.kubeconfig(self.front(), **insecure)
         with warnings.catch_warnings(action="ignore"):
-            self.assertIn("no webhook configuration whook", run("--kubeconfig", config)[2])
+            self.assertIn(NO_CONFIGURATION, run("--kubeconfig", config)[2])
 
     def test_a_failed_handshake_is_called_one(self):
         front = self.front()
@@ -665,7 +667,8 @@ def webhook(name: str, service: str = "whook", path: str = "/mutate", **more: ob
 
 def fixtures(address: str, port: int) -> dict[str, dict]:
     """What the manifests make: the object for each collection."""
-    configuration = {"apiVersion": "admissionregistration.k8s.io/v1", "metadata": {"name": "whook"}}
+    metadata = {"name": "whook", "labels": {certs.NAME_LABEL: "whook"}}
+    configuration = {"apiVersion": "admissionregistration.k8s.io/v1", "metadata": metadata}
     mutating = [webhook("mutate.whook.local"), webhook("other.whook.local", "other")]
     mutating.append(webhook("labels.whook.local", path="/mutate/labels"))
     validating = [webhook("validate.whook.local", path="/validate")]
@@ -1122,22 +1125,70 @@ class Cases(InFolder):
         self.ensure()
         self.assertEqual(self.published(), pair_of(self.old, self.root.pem))
 
-    def test_configurations_under_several_names(self):
+    def add_configuration(self, name: str, **metadata: object) -> None:
+        """One more that points at our Service."""
         more = fixtures(*self.endpoint.address)[MUTATING]
-        more["metadata"]["name"] = "more"
+        more["metadata"] = {"name": name, **metadata}
         self.front.ask("POST", MUTATING, more)
-        self.addCleanup(self.remove, f"{MUTATING}/more")
-        self.ensure()
+        self.addCleanup(self.remove, f"{MUTATING}/{name}")
+
+    def bundle_in(self, name: str) -> bytes:
+        one = self.front.ask("GET", f"{MUTATING}/{name}")["webhooks"][0]["clientConfig"]
+        return base64.b64decode(one.get("caBundle") or "")
+
+    def test_configurations_of_other_names(self):
+        """Those that carry the label are kept, through renewals too; of others it says so."""
+        self.add_configuration("mine", labels={certs.NAME_LABEL: "whook"})
+        self.add_configuration("stray", labels={certs.NAME_LABEL: "else"})
+        adoption = "if it is whook's: kubectl label mutatingwebhookconfiguration stray "
+        adoption += "app.kubernetes.io/name=whook; python certs.py"
+        left = f"mutatingwebhookconfiguration stray: calls whook, but is left alone; {adoption}\n"
+        self.assertIn(left, self.ensure()[1])
+        first = self.published()
+        self.assertEqual(self.bundle_in("mine"), first.bundle)
+        self.endpoint.serve(pki.Pair(first.chain, first.key))
+        self.follow()
+        self.assertIn(left, self.ensure("--renew")[1])
+        self.assertNotEqual(self.published().bundle, first.bundle)
+        self.assertEqual(self.bundle_in("mine"), self.published().bundle)
+        self.assertEqual(self.bundle_in("stray"), b"")
+        out, err = self.ensure()
+        self.assertEqual((out[:13], err), ("nothing to do", left))
         stray = {
             "status": "warning",
-            "subject": "mutatingwebhookconfiguration more",
-            "message": "calls whook, but is not named here",
-            "fix": "python certs.py --webhook-configuration more, beside those it has",
+            "subject": "mutatingwebhookconfiguration stray",
+            "message": "calls whook, but is left alone",
+            "fix": adoption,
         }
         self.assertIn(stray, self.findings()[1])
-        self.ensure("--webhook-configuration", "whook", "--webhook-configuration", "more")
-        bundle = self.front.ask("GET", f"{MUTATING}/more")["webhooks"][0]["clientConfig"]
-        self.assertEqual(base64.b64decode(bundle["caBundle"]), self.published().bundle)
+        self.assertEqual(self.ensure("--webhook-configuration", "stray")[1].count("left alone"), 0)
+        self.assertEqual(self.bundle_in("stray"), self.published().bundle)
+
+    def test_nothing_but_a_stray(self):
+        for collection in MUTATING, VALIDATING:
+            self.remove(f"{collection}/whook")
+        self.add_configuration("stray")
+        status, _, err = self.program()
+        hint = "if it is whook's: kubectl label mutatingwebhookconfiguration stray"
+        self.assertEqual(status, 1)
+        self.assertIn(f"whook: error: {NO_CONFIGURATION}\nwhook: hint: {hint} app.kubern", err)
+
+    def test_a_configuration_that_may_not_be_patched(self):
+        """It stops the run before anything is made, else each try would leave one CA more."""
+        self.add_configuration("mine", labels={certs.NAME_LABEL: "whook"})
+
+        def review(call, proceed):
+            asked = call.body["spec"]["resourceAttributes"]
+            self.assertEqual((asked["verb"], asked["group"]), ("patch", ADMISSION.split("/")[2]))
+            return 201, {"status": {"allowed": asked["name"] != "mine"}}
+
+        self.front.on("POST", "/selfsubjectaccessreviews", review, 9)
+        err = self.fails()
+        error = "whook: error: mutatingwebhookconfiguration mine: you may not patch it\n"
+        hint = 'whook: hint: a ClusterRole must grant apiGroups: ["admissionregistration.k8s.io"], '
+        hint += 'resources: ["mutatingwebhookconfigurations"], resourceNames: ["mine"], '
+        self.assertTrue(err.endswith(f'{error}{hint}verbs: ["patch"]\n'), err)
+        self.assertEqual({w.split("/")[-1] for w in self.writes()}, {"selfsubjectaccessreviews"})
 
     def test_a_wiped_bundle_comes_back(self):
         """As after a `kubectl apply` by a tool that owns every field, or a fresh manifest."""
@@ -1393,7 +1444,7 @@ class Cases(InFolder):
             (status, err),
             (
                 1,
-                "whook: error: no webhook configuration whook points at service whook/whook\n"
+                f"whook: error: {NO_CONFIGURATION}\n"
                 "whook: hint: kubectl apply -f manifests/ makes it; or see "
                 "--webhook-configuration and --service\n",
             ),
@@ -1435,7 +1486,8 @@ class Cases(InFolder):
             ("POST", f"{CSRS}[?]", "create", "certificatesigningrequests"),
             ("PUT", "/approval", "update", "certificatesigningrequests/approval"),
             ("PUT", f"{CSRS}/.*/status", "update", "certificatesigningrequests/status"),
-            ("GET", MUTATING, "get", "mutatingwebhookconfigurations"),
+            ("GET", f"{MUTATING}[?]", "list", "mutatingwebhookconfigurations"),
+            ("GET", f"{MUTATING}/whook", "get", "mutatingwebhookconfigurations"),
             ("GET", "/secrets", "get", "secrets"),
             ("POST", "/secrets", "create", "secrets"),
             ("PATCH", MUTATING, "patch", "mutatingwebhookconfigurations"),
@@ -1453,7 +1505,7 @@ class Cases(InFolder):
         cases = [
             (
                 lambda call, proceed: (500, b"<html>"),
-                "cannot get mutating.* whook: HTTP status 500",
+                "cannot list mutating.*: HTTP status 500",
             ),
             (lambda call, proceed: (200, b"<html>"), "no answer from the API server at https:.*"),
             (refuse(401, "Unauthorized"), "Unauthorized"),
@@ -1594,7 +1646,7 @@ caBundle: ${CA_BUNDLE}
         host, port = self.endpoint.address
         text = self.program("check")[1]
         for line in (
-            "ok       permissions: all 15 that a renewal needs\n",
+            "ok       permissions: all 17 that a renewal needs\n",
             "ok       secret whook/whook-certs: certificate valid "
             f"{certs.span(self.old.certificate)}\n",
             "ok       webhook mutate.whook.local: trusts secret whook/whook-certs\n",
@@ -1703,7 +1755,7 @@ caBundle: ${CA_BUNDLE}
         self.assertEqual(status, 1)
         messages = [f"{f['status']} {f['subject']}: {f['message']}" for f in found]
         self.assertIn(
-            "error configurations: no webhook configuration whook points at service whook/whook",
+            f"error configurations: {NO_CONFIGURATION}",
             messages,
         )
         self.assertIn("error secret whook/whook-certs: does not exist", messages)
@@ -1759,7 +1811,7 @@ class RealCluster(Cases):
         self.assertNotEqual(self.published(), first)
         self.assertEqual(self.requests(), [])
         found = self.findings()[1]
-        self.assertEqual(found[0]["message"], "all 15 that a renewal needs")
+        self.assertEqual(found[0]["message"], "all 17 that a renewal needs")
         err = self.fails("--signer-name", OTHER_SIGNER)
         self.assertIn(
             f'user not permitted to approve requests with signerName "{OTHER_SIGNER}"', err
@@ -1767,19 +1819,20 @@ class RealCluster(Cases):
         self.assertTrue(
             err.endswith(f'resourceNames: ["{OTHER_SIGNER}"], verbs: ["approve"]\n'), err
         )
-        for name, flag in ("other", "--secret"), ("other", "--webhook-configuration"):
-            status, _, err = self.program(flag, name)
-            self.assertEqual(status, 1)
-            self.assertIn("is forbidden: ", err)
+        status, _, err = self.program("--secret", "other")
+        self.assertEqual(status, 1)
+        self.assertIn("is forbidden: ", err)
+        self.add_configuration("mine", labels={certs.NAME_LABEL: "whook"})
+        self.assertIn("mutatingwebhookconfiguration mine: you may not", self.program("--renew")[2])
         self.kubeconfig = admin
 
     def test_nobody_may_do_nothing(self):
         self.kubeconfig = self.front.kubeconfig("nobody")
-        self.assertIn('User "nobody" cannot get resource "mutatingwebhook', self.fails())
+        self.assertIn('User "nobody" cannot list resource "mutatingwebhook', self.fails())
         status, found = self.findings()
         self.assertEqual(status, 1)
         missing = [f for f in found if f["subject"] == "permissions"]
-        self.assertEqual([f["status"] for f in missing], ["warning"] * 15)
+        self.assertEqual([f["status"] for f in missing], ["warning"] * 17)
         self.assertEqual(missing[0]["message"], "you may not create certificatesigningrequests")
 
 
