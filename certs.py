@@ -39,6 +39,7 @@ import argparse
 import base64
 import contextlib
 import datetime
+import email.utils
 import functools
 import importlib
 import ipaddress
@@ -88,6 +89,7 @@ CALL_LIMIT = 10.0  # seconds for one request
 DIAL_LIMIT = 2.0  # seconds to reach an endpoint: it is near, or out of reach
 POLL = 0.5  # seconds between two looks
 SETTLE = 2.0  # seconds for every API server to learn a new caBundle; none reports that it has
+LONG = datetime.timedelta(minutes=10)  # a kubelet brings a changed Secret to its pods within two
 MANIFEST_LIMIT = 16 * 1024 * 1024
 PEM_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 
@@ -152,6 +154,10 @@ class Pair:
     @property
     def leaf(self) -> x509.Certificate:
         return x509.load_pem_x509_certificate(self.chain)
+
+    @property
+    def der(self) -> bytes:
+        return self.leaf.public_bytes(serialization.Encoding.DER)
 
 
 def now() -> datetime.datetime:
@@ -526,6 +532,7 @@ class Cluster:
             where = "this pod's ServiceAccount" if in_pod else where or "~/.kube/config"
             raise Fault(f"no usable kubeconfig: {where}: {reason}", hint) from None
         self.host, self.ca_file = settings.host, settings.ssl_ca_cert
+        self.date = ""  # the API server's clock in its latest answer, as in HTTP
         client = kubernetes.client.ApiClient(settings)
         # Its own context would be strict, and refuse the CAs of EKS and MicroK8s. It adds the
         # kubeconfig's CA and client certificate to ours.
@@ -557,6 +564,7 @@ class Cluster:
         method, path = METHODS.get(verb, verb.upper()), api_path(resource, name, namespace)
         try:
             answer = self.client.request(method, path, body=body, serialize=False, **options)
+            self.date = answer.headers.get("Date", "")
             return cast(Json, json.loads(answer.data))
         except (ApiException, HTTPError, OSError, ValueError) as error:
             if status := getattr(error, "status", None):
@@ -1116,12 +1124,14 @@ def write_secret(cluster: Cluster, secret: Json | None, pair: Pair, **options: A
     cluster.call(verb, "secrets", name if current else "", manifest, **options)
 
 
-def confirm(cluster: Cluster, found: list[Configuration], pair: Pair) -> bool:
+def confirm(
+    cluster: Cluster, found: list[Configuration], pair: Pair
+) -> tuple[bool, set[bytes | None]]:
     """Wait until every ready endpoint serves the pair's leaf. False, with the reason said, if not:
     a kubelet takes a minute or two to bring a Secret to its pods, and from outside the cluster
-    their addresses may be out of reach. All the while the pair's CAs are held in caBundle, should
-    a run that began earlier take them out."""
-    leaf = pair.leaf.public_bytes(serialization.Encoding.DER)
+    their addresses may be out of reach. Beside that, the leaves that are served. All the while the
+    pair's CAs are held in caBundle, should a run that began earlier take them out."""
+    leaf = pair.der
     addresses: list[Address] = []
     served: list[bytes | None] = []
     silent = 0
@@ -1138,14 +1148,39 @@ def confirm(cluster: Cluster, found: list[Configuration], pair: Pair) -> bool:
     others = [f"{a[0]}:{a[1]}" for a, der in zip(addresses, served, strict=True) if der != leaf]
     if addresses and not others:
         say(f"endpoints: all {len(addresses)} serve the certificate, waited {waited or 0:.1f} s")
-        return True
+        return True, {leaf}
     if not addresses:
         say("endpoints: none is ready")
     elif silent:
         say(f"endpoints: {', '.join(others)} cannot be reached from here")
     else:
         say(f"endpoints: not yet serving the certificate: {', '.join(others)}")
-    return False
+    return False, set(served)
+
+
+def held_long(cluster: Cluster, secret: Json) -> bool:
+    """Whether the Secret's data are older than what any pod that is ready may still have of it. The
+    API server noted when they were written, and the time now is by its clock too."""
+    entries = secret["metadata"].get("managedFields") or []
+    times = [entry["time"] for entry in entries if "f:data" in (entry.get("fieldsV1") or {})]
+    if not times or not cluster.date:
+        return False
+    written = max(map(datetime.datetime.fromisoformat, times))
+    return email.utils.parsedate_to_datetime(cluster.date) - written > LONG
+
+
+def outlived(
+    cluster: Cluster, secret: Json | None, served: set[bytes | None], pair: Pair
+) -> set[x509.Certificate] | None:
+    """The CAs that must stay although not every endpoint was seen to serve the pair: those of the
+    pair that the Secret has held so far, for long. None: any CA may still be in use."""
+    held = secret_pair(secret)
+    if not secret or not held or flaw(held, [cluster.dns_name], now()):
+        return None
+    if not held_long(cluster, secret) or served - {None, held.der, pair.der}:
+        return None
+    say(f"{secret_label(cluster)}: had been there for long, so no pod serves what was before it")
+    return {*certificates_in(held.bundle)}
 
 
 def publish(cluster: Cluster, found: list[Configuration], secret: Json | None, pair: Pair) -> bool:
@@ -1163,14 +1198,19 @@ def publish(cluster: Cluster, found: list[Configuration], secret: Json | None, p
     if secret_pair(secret) != pair:
         cluster.settle_conflicts(lambda: write_secret(cluster, secret, pair))
         say(f"{secret_label(cluster)}: written")
+        if not secret:
+            restart = f"kubectl -n {cluster.arguments.namespace} rollout restart deployment whook"
+            say(f"pods that waited for it start within two minutes, or at once: {restart}")
     if not stale:
         return True
-    if not confirm(cluster, found, pair):
+    confirmed, served = confirm(cluster, found, pair)
+    staying = set() if confirmed else outlived(cluster, secret, served, pair)
+    if staying is None:
         return False
     if secret_pair(cluster.find("secrets", cluster.arguments.secret)) != pair:
         raise Fault(f"{secret_label(cluster)}: another run wrote it meanwhile", "run again")
-    apply_bundles(cluster, found, lambda current: narrowed(current, pair, stale))
-    return True
+    apply_bundles(cluster, found, lambda current: narrowed(current, pair, stale - staying))
+    return not stale & staying
 
 
 # ---------------------------------------------------------------- ensure
@@ -1252,7 +1292,7 @@ def carry_out(
     narrow = publish(cluster, found, secret, pair)
     tell(f"done: {summary(cluster, pair)}")
     if not narrow:
-        tell("caBundle still holds the old CAs, so no call fails; a later run takes them out")
+        tell("caBundle still holds an old CA, so no call fails; a run in ten minutes takes it out")
 
 
 def summary(cluster: Cluster, pair: Pair) -> str:
@@ -1373,7 +1413,7 @@ def check_endpoints(cluster: Cluster) -> Iterator[Finding]:
         if not der:
             fix = "from outside the cluster that is normal; else see the pod's log"
             yield warned(subject, "cannot be reached from here", fix)
-        elif pair and der == pair.leaf.public_bytes(serialization.Encoding.DER):
+        elif pair and der == pair.der:
             yield passed(subject, "serves the secret's certificate")
         else:
             message = "serves another certificate than the secret's, one that is "

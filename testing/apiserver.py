@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import copy
+import datetime
 import http.client
 import http.server
 import itertools
@@ -354,7 +355,7 @@ def merge(old, new):
 
 
 def changes(old: dict, new: dict) -> dict:
-    """The labels and the caBundles that `new` sets, in the form of fieldsV1."""
+    """The labels, the data and the caBundles that `new` sets, in the form of fieldsV1."""
 
     def bundles(one: dict) -> dict:
         return {w["name"]: w["clientConfig"].get("caBundle") for w in one.get("webhooks", [])}
@@ -369,7 +370,8 @@ def changes(old: dict, new: dict) -> dict:
     bundle = {"f:clientConfig": {"f:caBundle": {}}}
     fields = {"f:labels": {f"f:{key}": {} for key in keys}} if keys else {}
     webhooks = {f'k:{{"name":"{name}"}}': bundle for name in names}
-    return {k: v for k, v in (("f:metadata", fields), ("f:webhooks", webhooks)) if v}
+    data = {"f:data": {}} if new.get("data") != old.get("data") else {}
+    return data | {k: v for k, v in (("f:metadata", fields), ("f:webhooks", webhooks)) if v}
 
 
 def own(manifest: dict, fields: dict, call: Call) -> None:
@@ -377,6 +379,7 @@ def own(manifest: dict, fields: dict, call: Call) -> None:
     manager, metadata = call.query.get("fieldManager", "unknown"), manifest["metadata"]
     operation = "Apply" if call.method == "PATCH" else "Update"
     entry = {"manager": manager, "operation": operation, "fieldsV1": fields}
+    entry["time"] = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%dT%H:%M:%SZ}"
     others = [e for e in metadata.get("managedFields", []) if e["manager"] != manager]
     metadata["managedFields"] = [*others, entry] if fields else others
 
