@@ -1162,8 +1162,8 @@ def held_long(cluster: Cluster, secret: Json) -> bool:
     """Whether the Secret's data are older than what any pod that is ready may still have of it. The
     API server noted when they were written, and the time now is by its clock too."""
     entries = secret["metadata"].get("managedFields") or []
-    times = [entry["time"] for entry in entries if "f:data" in (entry.get("fieldsV1") or {})]
-    if not times or not cluster.date:
+    times = [entry.get("time") for entry in entries if "f:data" in (entry.get("fieldsV1") or {})]
+    if not times or None in times or not cluster.date:
         return False
     written = max(map(datetime.datetime.fromisoformat, times))
     return email.utils.parsedate_to_datetime(cluster.date) - written > LONG

@@ -383,6 +383,7 @@ class Parts(unittest.TestCase):
                 now,
                 False,
             ),
+            ([long, {"fieldsV1": {"f:data": {}}}], now, False),
             ([], now, False),
             (None, now, False),
             ([long], "", False),
