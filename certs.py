@@ -8,7 +8,8 @@
 
 What it holds to
 - The private key is made here. It goes into the Secret and a file of mode 0600, and nowhere else:
-  not into a message, a log or a request. The key of a CA made here is dropped after one signature.
+  not into a message, a log or another request. (Where there is no memfd, as on macOS, a second such
+  file is there while the pair is proven.) The key of a CA made here is dropped after one signature.
 - Nothing is approved but what was posted, nothing published but what a TLS handshake has proven.
 - caBundle is widened to old + new, the Secret written, every ready endpoint seen to serve the new
   certificate, and only then caBundle narrowed: there is no moment in which a call must fail.
@@ -19,7 +20,8 @@ What RBAC has to grant (the function `permissions` is the same list as code)
     cluster    certificatesigningrequests                                     create, get, delete
                certificatesigningrequests/approval                            update
                signers, by the name of --signer-name                          approve
-               mutating-, validatingwebhookconfigurations, by name            get, patch
+               mutating-, validatingwebhookconfigurations                     list
+               the same, by name: whook and whatever else is kept             get, patch
     namespace  secrets, by name                                               get, update
                secrets: only for a first run, names can't limit it            create
                services, by name                                              get
@@ -37,13 +39,16 @@ import argparse
 import base64
 import contextlib
 import datetime
+import email.utils
 import functools
+import importlib
 import ipaddress
 import json
 import os
 import re
 import socket
 import ssl
+import stat
 import sys
 import tempfile
 import time
@@ -53,14 +58,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+if sys.version_info < (3, 11):  # noqa: UP036 - nothing above or below is newer syntax than 3.8
+    sys.exit(f"whook: error: Python 3.11 or later is needed, this is {sys.version.split()[0]}")
 
-PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
-PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
-Authority = tuple[x509.Certificate, PrivateKey]
+with contextlib.suppress(ModuleNotFoundError):  # main() says so; --help needs no package
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
+    from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+    PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+    PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
+    Authority = tuple[x509.Certificate, PrivateKey]
+
 Address = tuple[str, int]
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -71,6 +81,7 @@ OWN_SIGNER = "whook.local/serving"
 KUBELET_SIGNER = "kubernetes.io/kubelet-serving"
 SIGNER_ANNOTATION = "whook.local/signer-name"
 FIELD_MANAGER = "whook-certs"
+NAME_LABEL = "app.kubernetes.io/name"  # with the value "whook", on the configurations that are kept
 BACKDATE = datetime.timedelta(minutes=5)  # for clocks that differ, as the built-in signer does
 MINIMUM_VALIDITY = datetime.timedelta(minutes=10)  # the API's minimum for expirationSeconds
 MAXIMUM_VALIDITY = datetime.timedelta(days=3650)
@@ -78,6 +89,7 @@ CALL_LIMIT = 10.0  # seconds for one request
 DIAL_LIMIT = 2.0  # seconds to reach an endpoint: it is near, or out of reach
 POLL = 0.5  # seconds between two looks
 SETTLE = 2.0  # seconds for every API server to learn a new caBundle; none reports that it has
+LONG = datetime.timedelta(minutes=10)  # a kubelet brings a changed Secret to its pods within two
 MANIFEST_LIMIT = 16 * 1024 * 1024
 PEM_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 
@@ -88,6 +100,16 @@ class Fault(Exception):
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(printable(message))
         self.hint = printable(hint)
+
+
+def require(package: str) -> None:
+    """A Fault, with the remedy, where the package is not installed."""
+    try:
+        importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        hint = "python3 -m venv .venv && .venv/bin/pip install -r requirements.txt"
+        message = f"package {error.name} is not installed for {sys.executable}"
+        raise Fault(message, f"{hint}; then run it with .venv/bin/python") from None
 
 
 class NotFound(Fault):
@@ -105,6 +127,11 @@ class Unreachable(Fault):
 def printable(text: str) -> str:
     """Others write conditions and messages: no control character of theirs reaches a terminal."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def tell(text: str) -> None:
+    """One line of the result, on stdout."""
+    print(printable(text), flush=True)
 
 
 def say(text: str) -> None:
@@ -127,6 +154,10 @@ class Pair:
     @property
     def leaf(self) -> x509.Certificate:
         return x509.load_pem_x509_certificate(self.chain)
+
+    @property
+    def der(self) -> bytes:
+        return self.leaf.public_bytes(serialization.Encoding.DER)
 
 
 def now() -> datetime.datetime:
@@ -249,24 +280,41 @@ def alive(some: Iterable[x509.Certificate], at: datetime.datetime) -> list[x509.
     return [c for c in some if c.not_valid_before_utc <= at <= c.not_valid_after_utc]
 
 
-def client_context(anchors: bytes) -> ssl.SSLContext:
-    """A client that judges as the API server's Go does: any certificate of the bundle is an anchor,
-    an intermediate too, and a name counts only in the subject alternative name."""
+def client_context(anchors: bytes = b"") -> ssl.SSLContext:
+    """A client that judges as Kubernetes' Go does: any certificate of the bundle is an anchor, an
+    intermediate too, and a name counts only in the subject alternative name. It is not strict, as
+    Python's default contexts are since 3.13."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.hostname_checks_common_name = False
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    context.load_verify_locations(cadata=anchors.decode("ascii"))
+    if anchors:
+        context.load_verify_locations(cadata=anchors.decode("ascii"))
     return context
 
 
+@contextlib.contextmanager
+def readable(content: bytes) -> Iterator[str]:
+    """A path under which OpenSSL, which reads files only, finds the content.
+
+    On Linux that is memory of this process, in no file system: it ends with the process, however
+    that ends. Elsewhere it is a file in a folder of mode 0700, which a SIGTERM at this very moment
+    leaves behind."""
+    if hasattr(os, "memfd_create"):
+        with open(os.memfd_create("pair"), "wb") as file:
+            file.write(content)
+            file.flush()
+            yield f"/proc/self/fd/{file.fileno()}"
+    else:
+        with tempfile.TemporaryDirectory(prefix="whook-") as folder:
+            path = Path(folder, "pair.pem")
+            path.write_bytes(content)
+            yield str(path)
+
+
 def server_context(pair: Pair) -> ssl.SSLContext:
-    """A server with this pair. OpenSSL reads files only: it gets a private one, in memory where
-    there is such a folder, and a pod with a read-only root has one."""
-    memory = "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: S108 - private below it
+    """A server with this pair."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    with tempfile.TemporaryDirectory(prefix="whook-", dir=memory) as folder:
-        path = Path(folder, "pair.pem")
-        path.write_bytes(pair.key + pair.chain)
+    with readable(pair.key + pair.chain) as path:
         context.load_cert_chain(path)
     return context
 
@@ -346,8 +394,38 @@ def read_file(path: str | Path) -> bytes:
         raise Fault(f"cannot read {path}: {error.strerror}", "check the path") from None
 
 
+def refuse_shared(folder: str) -> None:
+    """A Fault where others could put a pair of theirs into the folder. Whoever could do more,
+    root or who owns a folder above it, is trusted."""
+    try:
+        status = os.stat(folder)
+    except OSError:
+        return  # it is to be made, or whoever reads or writes it will say so
+    if not private(status.st_uid, 0):
+        raise Fault(f"{folder} belongs to another user", "name one of your own with --cert-dir")
+    if stat.S_ISDIR(status.st_mode) and not private(status.st_uid, status.st_mode & 0o022):
+        message = f"others may write into {folder} (mode {status.st_mode & 0o777:04o})"
+        raise Fault(message, f"chmod go-w {folder}, or name another folder with --cert-dir")
+
+
+def exposure(folder: str) -> str | None:
+    """Which file of the pair others may have written, or the key, read; None if none."""
+    for name in FILES:
+        status = os.stat(Path(folder, name))
+        mode = status.st_mode & 0o777
+        if not private(status.st_uid, mode & (0o077 if name == "server-key.pem" else 0o022)):
+            return f"others could get at {folder}/{name} (owner {status.st_uid}, mode {mode:04o})"
+    return None
+
+
+def private(owner: int, others: int) -> bool:
+    """Whether it is ours or root's, and grants others nothing. Only POSIX knows such owners."""
+    return os.name != "posix" or (owner in (0, os.geteuid()) and not others)
+
+
 def read_files(folder: str) -> Pair | None:
-    """The pair in the folder, None where a file is missing."""
+    """The pair in the folder, None where a file is missing. A Fault where the folder is shared."""
+    refuse_shared(folder)
     if not all(Path(folder, name).exists() for name in FILES):
         return None
     return Pair(**{field: read_file(Path(folder, name)) for name, field in FILES.items()})
@@ -355,6 +433,7 @@ def read_files(folder: str) -> Pair | None:
 
 def write_files(folder: str, pair: Pair | None) -> None:
     """Each file whole or not at all, mode 0600, the certificate last. None: try only."""
+    refuse_shared(folder)
     try:
         Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -388,15 +467,15 @@ def local(arguments: argparse.Namespace) -> None:
     pair = read_files(folder)
     reason = "there were none"
     if pair:
-        reason = replacement_reason(pair, names, arguments.key_type) or ""
+        reason = exposure(folder) or replacement_reason(pair, names, arguments.key_type) or ""
     if pair and not reason:
-        print(f"{folder}: certificates kept, valid {span(pair.leaf)}")
+        tell(f"{folder}: certificates kept, valid {span(pair.leaf)}")
         return
     until = now() + arguments.validity
     authority, key = new_authority(until), new_key(arguments.key_type)
     leaf = sign(key.public_key(), names, until, authority)
     write_files(folder, Pair(pem(leaf), key_pem(key), pem(authority[0])))
-    print(f"{folder}: certificates made for {', '.join(names)}, valid {span(leaf)}: {reason}")
+    tell(f"{folder}: certificates made for {', '.join(names)}, valid {span(leaf)}: {reason}")
 
 
 # ---------------------------------------------------------------- the API server
@@ -429,16 +508,20 @@ class Cluster:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         """Find the cluster as kubectl does, or in a pod by its ServiceAccount."""
-        import kubernetes  # here: it takes a second, and `local` needs none of it
+        require("kubernetes")  # here: it takes a second, and `local` needs none of it
+        import kubernetes
 
         self.arguments = arguments
         self.dns_name = f"{arguments.service}.{arguments.namespace}.svc"
         self.deadline = time.monotonic() + arguments.timeout
         settings = kubernetes.client.Configuration()
         settings.retries = False
-        chosen = arguments.kubeconfig or arguments.context or os.environ.get("KUBECONFIG")
+        where = arguments.kubeconfig or os.environ.get("KUBECONFIG")
+        in_pod = not (where or arguments.context) and "KUBERNETES_SERVICE_HOST" in os.environ
+        if arguments.kubeconfig:
+            read_file(os.path.expanduser(arguments.kubeconfig))
         try:
-            if not chosen and "KUBERNETES_SERVICE_HOST" in os.environ:
+            if in_pod:
                 kubernetes.config.load_incluster_config(settings)
             else:
                 files = arguments.kubeconfig, arguments.context
@@ -446,10 +529,19 @@ class Cluster:
         except Exception as error:  # a malformed file makes the client raise anything at all
             reason = str(error).partition("\n")[0]
             hint = "name one with --kubeconfig, and a context in it with --context"
-            raise Fault(f"no usable kubeconfig: {reason}", hint) from None
+            where = "this pod's ServiceAccount" if in_pod else where or "~/.kube/config"
+            raise Fault(f"no usable kubeconfig: {where}: {reason}", hint) from None
         self.host, self.ca_file = settings.host, settings.ssl_ca_cert
-        # Without a discoverer the client asks nothing of its own and leaves no cache behind.
+        self.date = ""  # the API server's clock in its latest answer, as in HTTP
         client = kubernetes.client.ApiClient(settings)
+        # Its own context would be strict, and refuse the CAs of EKS and MicroK8s. It adds the
+        # kubeconfig's CA and client certificate to ours.
+        context = client_context()
+        context.check_hostname = settings.verify_ssl
+        if not settings.ssl_ca_cert:
+            context.load_default_certs()
+        client.rest_client.pool_manager.connection_pool_kw["ssl_context"] = context
+        # Without a discoverer the client asks nothing of its own and leaves no cache behind.
         self.client = kubernetes.dynamic.DynamicClient(client, discoverer=lambda *_: None)
 
     def left(self) -> float:
@@ -472,11 +564,14 @@ class Cluster:
         method, path = METHODS.get(verb, verb.upper()), api_path(resource, name, namespace)
         try:
             answer = self.client.request(method, path, body=body, serialize=False, **options)
+            self.date = answer.headers.get("Date", "")
             return cast(Json, json.loads(answer.data))
         except (ApiException, HTTPError, OSError, ValueError) as error:
             if status := getattr(error, "status", None):
                 action = f"{verb} {resource} {name}".strip()
                 raise refusal(status, getattr(error, "body", ""), action) from None
+            if flaw := tls_error(error):
+                raise distrust(self.host, flaw) from None
             reason = str(getattr(error, "reason", error)).rpartition("): ")[2]
             hint = "is the cluster up, and is it the one meant? see --kubeconfig and --context"
             message = f"no answer from the API server at {self.host}: {reason}"
@@ -507,10 +602,33 @@ class Cluster:
             if self.left() <= 0:
                 return None
             if sys.stderr.isatty():
-                print(f"\r\033[Kwaiting for {what}: {waited:.0f} s", end="", file=sys.stderr)
-                sys.stderr.flush()
+                line = printable(f"waiting for {what}: {waited:.0f} s")
+                print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
             time.sleep(POLL if waited > POLL else POLL / 5)
         return time.monotonic() - start
+
+
+def tls_error(error: BaseException | None) -> ssl.SSLError | None:
+    """What OpenSSL said, which the clients wrap, or None if it was not TLS that failed."""
+    while error:
+        if isinstance(error, ssl.SSLError):
+            return error
+        error = error.__context__
+    return None
+
+
+def distrust(host: str, error: ssl.SSLError) -> Unreachable:
+    """A failed TLS handshake with the API server, and where in the kubeconfig to look."""
+    reason = getattr(error, "verify_message", "") or error.reason or error
+    clock = "is this machine's clock right? if so, the API server's certificate is not"
+    name = "server in the kubeconfig must be a name in its certificate; or tls-server-name"
+    if verdict := getattr(error, "verify_code", None):
+        meant = "is it the cluster meant? certificate-authority in the kubeconfig must be its CA"
+        # OpenSSL's codes: not yet valid, no longer valid, another name, another address
+        hint = {9: clock, 10: clock, 62: name, 64: name}.get(verdict, meant)
+    else:
+        hint = "does it speak HTTPS there, and take the client certificate in the kubeconfig?"
+    return Unreachable(f"no TLS with the API server at {host}: {reason}", hint)
 
 
 def refusal(status: int | None, body: str | bytes | None, action: str) -> Fault:
@@ -519,15 +637,14 @@ def refusal(status: int | None, body: str | bytes | None, action: str) -> Fault:
         message = str(json.loads(body or "")["message"])
     except (ValueError, KeyError, TypeError):
         message = f"cannot {action}: HTTP status {status}"
-    match status:
-        case 401:
-            return Fault(message, "the credentials in the kubeconfig are not accepted")
-        case 403:
-            return Fault(message, missing_rule(message))
-        case 404:
-            return NotFound(message, "kubectl apply -f manifests/ makes what whook needs")
-        case 409:
-            return Conflict(message, "another run or another tool is at work on it; run again")
+    if status == 401:
+        return Fault(message, "the credentials in the kubeconfig are not accepted")
+    if status == 403:
+        return Fault(message, missing_rule(message))
+    if status == 404:
+        return NotFound(message, "kubectl apply -f manifests/ makes what whook needs")
+    if status == 409:
+        return Conflict(message, "another run or another tool is at work on it; run again")
     return Fault(message, "the API server's own words; nothing of it was written")
 
 
@@ -574,17 +691,34 @@ def configuration(cluster: Cluster, resource: str, manifest: Json | None) -> Con
     return Configuration(resource, manifest, webhooks) if webhooks else None
 
 
-def configurations(cluster: Cluster) -> list[Configuration]:
-    """Both kinds under each name; a Fault where none has a webhook for our Service."""
-    wanted = cluster.arguments
-    names = wanted.webhook_configuration
-    sought = [(resource, name) for resource in CONFIGURATIONS for name in names]
-    found = [configuration(cluster, resource, cluster.find(resource, n)) for resource, n in sought]
-    if not any(found):
-        message = f"no webhook configuration {', '.join(names)} points at service "
-        hint = "kubectl apply -f manifests/ makes it; or see --webhook-configuration and --service"
-        raise Fault(f"{message}{wanted.namespace}/{wanted.service}", hint)
+def pointing(cluster: Cluster) -> list[Configuration]:
+    """All in the cluster that have a webhook for our Service."""
+    listed = [(kind, one) for kind in CONFIGURATIONS for one in cluster.call("list", kind)["items"]]
+    found = [configuration(cluster, resource, manifest) for resource, manifest in listed]
     return [one for one in found if one]
+
+
+def is_kept(cluster: Cluster, one: Configuration) -> bool:
+    """Whether its caBundle is ours to write: by its label, or because the user names it."""
+    metadata = one.manifest["metadata"]
+    labelled = (metadata.get("labels") or {}).get(NAME_LABEL) == "whook"
+    return labelled or metadata["name"] in cluster.arguments.webhook_configuration
+
+
+def configurations(cluster: Cluster) -> list[Configuration]:
+    """Those whose caBundle is kept; a Fault where there are none."""
+    found = pointing(cluster)
+    if kept := [one for one in found if is_kept(cluster, one)]:
+        return kept
+    service = f"{cluster.arguments.namespace}/{cluster.arguments.service}"
+    hint = "kubectl apply -f manifests/ makes it; or see --webhook-configuration and --service"
+    message = f"no webhook configuration labelled {NAME_LABEL}=whook points at service {service}"
+    raise Fault(message, adoption(found[0]) if found else hint)
+
+
+def adoption(stray: Configuration) -> str:
+    """How a configuration that is left alone comes to be kept."""
+    return f"if it is whook's: kubectl label {stray.label} {NAME_LABEL}=whook; python certs.py"
 
 
 def each(found: list[Configuration]) -> list[tuple[Configuration, Json]]:
@@ -593,6 +727,29 @@ def each(found: list[Configuration]) -> list[tuple[Configuration, Json]]:
 
 def bundle_of(webhook: Json) -> bytes:
     return base64.b64decode(webhook["clientConfig"].get("caBundle") or "")
+
+
+def allowed(cluster: Cluster, verb: str, resource: str, name: str) -> bool:
+    plural, _, subresource = resource.partition("/")
+    asked = {"verb": verb, "resource": plural, "subresource": subresource, "name": name}
+    asked["group"] = GROUPS.get(plural, "")
+    if plural in NAMESPACED:
+        asked["namespace"] = cluster.arguments.namespace
+    review = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SelfSubjectAccessReview",
+        "spec": {"resourceAttributes": asked},
+    }
+    answer = cluster.call("create", "selfsubjectaccessreviews", body=review)
+    return bool(answer["status"]["allowed"])
+
+
+def refuse_forbidden(cluster: Cluster, one: Configuration) -> None:
+    """A Fault where caBundle may not be written: RBAC names the configurations one by one."""
+    name = one.manifest["metadata"]["name"]
+    if not allowed(cluster, "patch", one.resource, name):
+        must = rule("patch", GROUPS[one.resource], one.resource, name)
+        raise Fault(f"{one.label}: you may not patch it", f"a ClusterRole must grant {must}")
 
 
 def refuse_other_owner(one: Configuration) -> None:
@@ -669,10 +826,8 @@ def dial(address: Address, name: str, anchors: bytes = b"") -> bytes | None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:
-        with (
-            socket.create_connection(address, DIAL_LIMIT) as plain,
-            context.wrap_socket(plain, server_hostname=name) as secure,
-        ):
+        plain = socket.create_connection(address, DIAL_LIMIT)
+        with plain, context.wrap_socket(plain, server_hostname=name) as secure:
             return secure.getpeercert(binary_form=True)
     except ssl.SSLCertVerificationError:
         raise
@@ -969,12 +1124,14 @@ def write_secret(cluster: Cluster, secret: Json | None, pair: Pair, **options: A
     cluster.call(verb, "secrets", name if current else "", manifest, **options)
 
 
-def confirm(cluster: Cluster, found: list[Configuration], pair: Pair) -> bool:
+def confirm(
+    cluster: Cluster, found: list[Configuration], pair: Pair
+) -> tuple[bool, set[bytes | None]]:
     """Wait until every ready endpoint serves the pair's leaf. False, with the reason said, if not:
     a kubelet takes a minute or two to bring a Secret to its pods, and from outside the cluster
-    their addresses may be out of reach. All the while the pair's CAs are held in caBundle, should
-    a run that began earlier take them out."""
-    leaf = pair.leaf.public_bytes(serialization.Encoding.DER)
+    their addresses may be out of reach. Beside that, the leaves that are served. All the while the
+    pair's CAs are held in caBundle, should a run that began earlier take them out."""
+    leaf = pair.der
     addresses: list[Address] = []
     served: list[bytes | None] = []
     silent = 0
@@ -991,14 +1148,39 @@ def confirm(cluster: Cluster, found: list[Configuration], pair: Pair) -> bool:
     others = [f"{a[0]}:{a[1]}" for a, der in zip(addresses, served, strict=True) if der != leaf]
     if addresses and not others:
         say(f"endpoints: all {len(addresses)} serve the certificate, waited {waited or 0:.1f} s")
-        return True
+        return True, {leaf}
     if not addresses:
         say("endpoints: none is ready")
     elif silent:
         say(f"endpoints: {', '.join(others)} cannot be reached from here")
     else:
         say(f"endpoints: not yet serving the certificate: {', '.join(others)}")
-    return False
+    return False, set(served)
+
+
+def held_long(cluster: Cluster, secret: Json) -> bool:
+    """Whether the Secret's data are older than what any pod that is ready may still have of it. The
+    API server noted when they were written, and the time now is by its clock too."""
+    entries = secret["metadata"].get("managedFields") or []
+    times = [entry.get("time") for entry in entries if "f:data" in (entry.get("fieldsV1") or {})]
+    if not times or None in times or not cluster.date:
+        return False
+    written = max(map(datetime.datetime.fromisoformat, times))
+    return email.utils.parsedate_to_datetime(cluster.date) - written > LONG
+
+
+def outlived(
+    cluster: Cluster, secret: Json | None, served: set[bytes | None], pair: Pair
+) -> set[x509.Certificate] | None:
+    """The CAs that must stay although not every endpoint was seen to serve the pair: those of the
+    pair that the Secret has held so far, for long. None: any CA may still be in use."""
+    held = secret_pair(secret)
+    if not secret or not held or flaw(held, [cluster.dns_name], now()):
+        return None
+    if not held_long(cluster, secret) or served - {None, held.der, pair.der}:
+        return None
+    say(f"{secret_label(cluster)}: had been there for long, so no pod serves what was before it")
+    return {*certificates_in(held.bundle)}
 
 
 def publish(cluster: Cluster, found: list[Configuration], secret: Json | None, pair: Pair) -> bool:
@@ -1016,14 +1198,19 @@ def publish(cluster: Cluster, found: list[Configuration], secret: Json | None, p
     if secret_pair(secret) != pair:
         cluster.settle_conflicts(lambda: write_secret(cluster, secret, pair))
         say(f"{secret_label(cluster)}: written")
+        if not secret:
+            restart = f"kubectl -n {cluster.arguments.namespace} rollout restart deployment whook"
+            say(f"pods that waited for it start within two minutes, or at once: {restart}")
     if not stale:
         return True
-    if not confirm(cluster, found, pair):
+    confirmed, served = confirm(cluster, found, pair)
+    staying = set() if confirmed else outlived(cluster, secret, served, pair)
+    if staying is None:
         return False
     if secret_pair(cluster.find("secrets", cluster.arguments.secret)) != pair:
         raise Fault(f"{secret_label(cluster)}: another run wrote it meanwhile", "run again")
-    apply_bundles(cluster, found, lambda current: narrowed(current, pair, stale))
-    return True
+    apply_bundles(cluster, found, lambda current: narrowed(current, pair, stale - staying))
+    return not stale & staying
 
 
 # ---------------------------------------------------------------- ensure
@@ -1042,6 +1229,9 @@ def issue_reason(cluster: Cluster, secret: Json | None) -> str | None:
         return f"it was issued by {signer_of(secret) or 'an unknown signer'}"
     if wanted.ca_cert and flaw(replace(pair, bundle=read_file(wanted.ca_cert)), names, now()):
         return f"it was not issued by the CA in {wanted.ca_cert}"
+    files = read_files(wanted.cert_dir) if wanted.cert_dir else None
+    if files and files.key == pair.key and (reason := exposure(wanted.cert_dir)):
+        return reason
     return "--renew asks for it" if wanted.renew else None
 
 
@@ -1066,6 +1256,8 @@ def ensure(arguments: argparse.Namespace) -> None:
     a forbidden or impossible write of the Secret or the files shows before anything is made."""
     cluster = Cluster(arguments)
     found = configurations(cluster)
+    for stray in [one for one in pointing(cluster) if not is_kept(cluster, one)]:
+        say(f"{stray.label}: calls whook, but is left alone; {adoption(stray)}")
     for one in found if not arguments.force else ():
         refuse_other_owner(one)
     secret = cluster.find("secrets", arguments.secret)
@@ -1075,9 +1267,10 @@ def ensure(arguments: argparse.Namespace) -> None:
     pair, reason = secret_pair(secret), issue_reason(cluster, secret)
     steps = plan(cluster, found, pair, reason)
     if pair and not steps:
-        print(f"nothing to do: {summary(cluster, pair)}")
+        tell(f"nothing to do: {summary(cluster, pair)}")
     elif arguments.dry_run:
-        print("\n".join(steps))
+        for step in steps:
+            tell(step)
     else:
         carry_out(cluster, found, secret, steps, bool(reason))
 
@@ -1089,15 +1282,17 @@ def carry_out(
     for step in steps:
         say(f"to do: {step}")
     if renew or not pair:
+        for one in found:
+            refuse_forbidden(cluster, one)
         authority = signing_authority(arguments)
         write_secret(cluster, secret, pair or Pair(b"", b"", b""), dry_run="All")
         if arguments.cert_dir:
             write_files(arguments.cert_dir, None)
         pair = issue(cluster, authority)
     narrow = publish(cluster, found, secret, pair)
-    print(f"done: {summary(cluster, pair)}")
+    tell(f"done: {summary(cluster, pair)}")
     if not narrow:
-        print("caBundle still holds the old CAs, so no call fails; a later run takes them out")
+        tell("caBundle still holds an old CA, so no call fails; a run in ten minutes takes it out")
 
 
 def summary(cluster: Cluster, pair: Pair) -> str:
@@ -1130,26 +1325,12 @@ def permissions(arguments: argparse.Namespace) -> list[tuple[str, str, str]]:
         rules += [("update", f"{CSR}/status", ""), ("sign", "signers", signer)]
     else:
         rules += [("get", "configmaps", "kube-root-ca.crt")]
+    rules += [("list", kind, "") for kind in CONFIGURATIONS]
     rules += [
         (v, kind, name) for kind in CONFIGURATIONS for name in names for v in ("get", "patch")
     ]
     rules += [(verb, "secrets", arguments.secret) for verb in ("get", "update")]
     return [*rules, ("get", "services", arguments.service), ("list", "endpointslices", "")]
-
-
-def allowed(cluster: Cluster, verb: str, resource: str, name: str) -> bool:
-    plural, _, subresource = resource.partition("/")
-    asked = {"verb": verb, "resource": plural, "subresource": subresource, "name": name}
-    asked["group"] = GROUPS.get(plural, "")
-    if plural in NAMESPACED:
-        asked["namespace"] = cluster.arguments.namespace
-    review = {
-        "apiVersion": "authorization.k8s.io/v1",
-        "kind": "SelfSubjectAccessReview",
-        "spec": {"resourceAttributes": asked},
-    }
-    answer = cluster.call("create", "selfsubjectaccessreviews", body=review)
-    return bool(answer["status"]["allowed"])
 
 
 def check_permissions(cluster: Cluster) -> Iterator[Finding]:
@@ -1188,13 +1369,10 @@ def check_configurations(cluster: Cluster) -> Iterator[Finding]:
 
 
 def check_strays(cluster: Cluster) -> Iterator[Finding]:
-    """Configurations that call us under names that this run, and so the renewal, leaves alone."""
-    for resource in CONFIGURATIONS:
-        for manifest in cluster.call("list", resource)["items"]:
-            one, name = configuration(cluster, resource, manifest), manifest["metadata"]["name"]
-            if one and name not in cluster.arguments.webhook_configuration:
-                fix = f"{RERUN} --webhook-configuration {name}, beside those it has"
-                yield warned(one.label, "calls whook, but is not named here", fix)
+    """Configurations that call us, but are left alone by every run, and so by the renewal."""
+    for one in pointing(cluster):
+        if not is_kept(cluster, one):
+            yield warned(one.label, "calls whook, but is left alone", adoption(one))
 
 
 def check_secret(cluster: Cluster) -> Iterator[Finding]:
@@ -1235,7 +1413,7 @@ def check_endpoints(cluster: Cluster) -> Iterator[Finding]:
         if not der:
             fix = "from outside the cluster that is normal; else see the pod's log"
             yield warned(subject, "cannot be reached from here", fix)
-        elif pair and der == pair.leaf.public_bytes(serialization.Encoding.DER):
+        elif pair and der == pair.der:
             yield passed(subject, "serves the secret's certificate")
         else:
             message = "serves another certificate than the secret's, one that is "
@@ -1334,9 +1512,9 @@ def check(arguments: argparse.Namespace) -> int:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
         for finding in findings:
-            print(f"{finding.status:8} {finding.subject}: {finding.message}")
+            tell(f"{finding.status:8} {finding.subject}: {finding.message}")
             if finding.fix:
-                print(f"         fix: {finding.fix}")
+                tell(f"         fix: {finding.fix}")
     return int("error" in [finding.status for finding in findings])
 
 
@@ -1414,7 +1592,8 @@ usage: python certs.py [ensure]     issue, publish, renew: whatever is called fo
 which cluster, and what in it (ensure, check, ca-bundle)
   --kubeconfig FILE, --context NAME     as for kubectl; in a pod its ServiceAccount is used
   --namespace whook, --service whook, --secret whook-certs
-  --webhook-configuration whook         of both kinds; may be repeated
+  --webhook-configuration whook         of both kinds, beside those that are labelled
+                                        app.kubernetes.io/name=whook; may be repeated
   --timeout 60                          seconds for the whole run
 
 which certificate (ensure, check)
@@ -1426,7 +1605,8 @@ which certificate (ensure, check)
 ensure, local
   --key-type ecdsa-p256                 or rsa-2048, rsa-3072
   --validity 90d                        or hours (36h) or minutes (30m); renewed in its last third
-  --cert-dir webhook-certs              for ca.pem, server-cert.pem, server-key.pem; "" for no files
+  --cert-dir webhook-certs              for ca.pem, server-cert.pem, server-key.pem; "" for no
+                                        files; local has its own, local-certs
 
 ensure      --dry-run                   print the plan, write nothing
             --renew                     issue a new certificate although the old one is good
@@ -1436,7 +1616,7 @@ local       --host NAME|IP              one more name in the certificate; may be
 
   python certs.py
   python certs.py --signer-name kubernetes.io/kubelet-serving --timeout 180
-  cat manifests/40-webhook.yaml | python certs.py ca-bundle | kubectl apply -f -
+  python certs.py ca-bundle < manifests/80-mutatingwebhookconfiguration.yaml | kubectl apply -f -
 """
 LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
@@ -1497,7 +1677,6 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
     signer.add_argument("--signer-name", type=signer_name, default=OWN_SIGNER)
     key.add_argument("--key-type", choices=KEY_TYPES, default="ecdsa-p256")
     key.add_argument("--validity", type=duration, default="90d")
-    key.add_argument("--cert-dir", default="webhook-certs")
     top = Parser(allow_abbrev=False)
     commands = top.add_subparsers(dest="command", required=True)
 
@@ -1505,6 +1684,7 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
         return commands.add_parser(name, parents=parents, allow_abbrev=False)
 
     ensuring = command("ensure", cluster, signer, key)
+    ensuring.add_argument("--cert-dir", default="webhook-certs")
     for flag in ("--ca-cert", "--ca-key"):
         ensuring.add_argument(flag)
     for flag in ("--dry-run", "--renew", "--force"):
@@ -1512,7 +1692,9 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
     command("check", cluster, signer).add_argument(
         "--output", choices=("text", "json"), default="text"
     )
-    command("local", key).add_argument("--host", type=host, action="append", default=[])
+    alone = command("local", key)
+    alone.add_argument("--cert-dir", default="local-certs")
+    alone.add_argument("--host", type=host, action="append", default=[])
     command("ca-bundle", cluster)
     bare = not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help"))
     arguments = top.parse_args(["ensure", *argv] if bare else argv)
@@ -1534,6 +1716,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = arguments_of(sys.argv[1:] if argv is None else argv)
     commands = {"ensure": ensure, "check": check, "local": local, "ca-bundle": ca_bundle}
     try:
+        require("cryptography")
         return commands[arguments.command](arguments) or 0
     except KeyboardInterrupt:
         fault = Fault("interrupted", "run again: it goes on from what is there")

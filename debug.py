@@ -32,6 +32,7 @@ import os
 import re
 import secrets
 import signal
+import socket
 import ssl
 import sys
 import time
@@ -39,7 +40,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
-import yaml  # the kubernetes client needs it too
+if sys.version_info < (3, 11):  # noqa: UP036 - nothing above or below is newer syntax than 3.8
+    sys.exit(f"whook: error: Python 3.11 or later is needed, this is {sys.version.split()[0]}")
+
+with contextlib.suppress(ModuleNotFoundError):  # main() says so; --help needs no package
+    import yaml  # the kubernetes client needs it too
 
 import certs
 import review
@@ -512,12 +517,16 @@ def compare(entry: Entry) -> None:
 # ---------------------------------------------------------------------------- the folder
 
 
+RECORDED = re.compile(r"\d{8}T\d{6}\.\d{6}Z-[0-9a-f]{8}\.json")  # what file_name() makes
+
+
 def open_folder(path: str) -> Path:
-    """The folder for recordings (0700), which keeps itself out of git."""
+    """The folder for recordings (0700), which keeps itself out of git unless it has other files."""
     folder = Path(path)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        certs.write_file(folder / ".gitignore", b"*\n")
+        if not any(folder.iterdir()):
+            certs.write_file(folder / ".gitignore", b"*\n")
     except OSError as error:
         hint = "name another folder with --record"
         raise whook.SetupError(f"can't write in {path}: {error.strerror}", hint) from None
@@ -647,7 +656,7 @@ class Desk:
             if entry.result:
                 del self.entries[number]
                 self.size -= len(entry.body)
-                if entry.file:
+                if entry.file and RECORDED.fullmatch(entry.file.name):
                     entry.file.unlink(missing_ok=True)
 
     def touch(self, entry: Entry | None = None) -> None:
@@ -1091,10 +1100,10 @@ def try_files(options: argparse.Namespace) -> int:
     the first answer when a policy is."""
     sources = functools.partial(whook.read_sources, options.policy)
     desk = Desk(options, whook.Watched("policies", sources, whook.load_policies))
-    open_page(desk, options)
     hint = "name YAML or JSON files"
     files = whook.Watched("files", lambda: whook.read_files(options.file, hint), reviews_of)
     desk.watched.append(files)
+    open_page(desk, options)
     shown: list[bytes] | None = None
     used, stop = desk.policies.value, []
 
@@ -1133,24 +1142,29 @@ def reviews_of(files: Mapping[str, bytes]) -> list[bytes]:
 
 def lay_out(desk: Desk, reviews: Sequence[bytes]) -> None:
     """Each review, and its answer, in the place of those that were there: /mutate, then
-    /validate on what came of it, as the API server goes."""
+    /validate on what came of it, as the API server goes. The page opens on the one that comes last:
+    what was refused, else what was changed."""
     desk.entries.clear()
     desk.size = 0
     validating = any(policy.validate for policy in desk.policies.value.policies)
+    made = []
     for body in reviews:
-        mutated = run_new(desk, "/mutate", body)
+        made.append(run_new(desk, "/mutate", body))
+        mutated = made[-1][1]
         if validating and mutated.outcome in ("allowed", "patched"):
-            obj = _object_in(json.loads(body))
-            run_new(desk, "/validate", with_object(body, review.apply(obj, mutated.patch)))
+            obj = review.apply(_object_in(json.loads(body)), mutated.patch)
+            made.append(run_new(desk, "/validate", with_object(body, obj)))
+    weights = {"allowed": 0, "patched": 1}
+    for entry, _ in sorted(reversed(made), key=lambda one: weights.get(one[1].outcome, 2)):
+        desk.add(entry)
 
 
-def run_new(desk: Desk, path: str, body: bytes) -> Result:
-    entry = Entry(0, path, body, "file", time.time())
-    entry.result = run(path, body, desk.policies.value)
-    desk.add(entry)
-    for line in entry.result.kubectl + entry.result.remarks:
+def run_new(desk: Desk, path: str, body: bytes) -> tuple[Entry, Result]:
+    result = run(path, body, desk.policies.value)
+    entry = Entry(0, path, body, "file", time.time(), result=result)
+    for line in result.kubectl + result.remarks:
         print(f"{path} {entry.facts['kind']} {entry.facts['name']}: {line}", flush=True)
-    return entry.result
+    return entry, result
 
 
 def replay(options: argparse.Namespace) -> int:
@@ -1277,17 +1291,22 @@ def up(options: argparse.Namespace) -> int:
     for namespace in options.opt_in:
         opt_in(cluster, namespace)
     host, port = options.address
-    print(HOW_TO.format(host=host, bind=f"[{host}]" if ":" in host else host, port=port), end="")
+    bind, flag = f"[{host}]" if ":" in host else host, f" --port {port}" * (port != 8443)
+    print(HOW_TO.format(host=host, bind=bind, port=port, flag=flag), end="")
     return 0
 
 
 HOW_TO = """
 the API server now calls {host} port {port} for what is in namespaces with the label whook=debug:
   kubectl label namespace NAMESPACE whook=debug
-to bring the calls from there to here, where its sshd has GatewayPorts clientspecified:
-  ssh -N -R {bind}:{port}:127.0.0.1:8443 {host}    and: python debug.py
-or, where the cluster reaches this machine at that address: python debug.py --host {host}
-then: python debug.py doctor; in the end: python debug.py down
+where the cluster reaches this machine at that address, the desk listens there:
+  python debug.py --host {host}{flag}
+  python debug.py doctor --host {host}{flag}
+else bring the calls from there to here, where its sshd has GatewayPorts clientspecified:
+  ssh -N -R {bind}:{port}:127.0.0.1:8443 {host}
+  python debug.py
+  python debug.py doctor
+in the end: python debug.py down
 """
 
 
@@ -1374,7 +1393,8 @@ def check_desk(options: argparse.Namespace, _: certs.Cluster) -> str:
         reason = f"what answers on {where} has another certificate: {error.verify_message}"
         raise Fault(reason, "restart python debug.py, or name its --host and --port") from None
     if served is None:
-        raise Fault(f"nothing listens on {where}", "start python debug.py, or name --host, --port")
+        hint = "start python debug.py, or name --host, --port as the desk has them"
+        raise Fault(f"nothing listens on {where}", hint)
     return f"{where} serves that certificate"
 
 
@@ -1410,6 +1430,12 @@ def check_service(options: argparse.Namespace, cluster: certs.Cluster) -> str:
 
 
 def check_slice(options: argparse.Namespace, cluster: certs.Cluster) -> str:
+    host, port = leads_to(options, cluster)
+    return f"leads to {host} port {port}"
+
+
+def leads_to(options: argparse.Namespace, cluster: certs.Cluster) -> tuple[str, int]:
+    """Where the API server's calls end: what `up --address` said."""
     selector = f"kubernetes.io/service-name={options.name}"
     slices = cluster.call("list", "endpointslices", label_selector=selector)["items"]
     ports = {p.get("name", ""): p["port"] for one in slices for p in one.get("ports") or []}
@@ -1418,7 +1444,17 @@ def check_slice(options: argparse.Namespace, cluster: certs.Cluster) -> str:
         raise Fault(f"the service has {len(addresses)} addresses, not one", "down, then up")
     if "https" not in ports:
         raise Fault(f"no port is named https, as the service's is: {ports}", "python debug.py up")
-    return f"leads to {addresses[0]} port {ports['https']}"
+    return addresses[0], ports["https"]
+
+
+def is_here(host: str) -> bool:
+    """Whether this machine has that address."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.bind((host, 0))
+    except OSError:
+        return False
+    return True
 
 
 def check_label(options: argparse.Namespace, cluster: certs.Cluster) -> str:
@@ -1460,7 +1496,11 @@ def check_call(options: argparse.Namespace, cluster: certs.Cluster) -> str:
         cluster.call("delete", resource, name)
     if nonce in said:
         return "the API server reaches the desk"
+    host, port = leads_to(options, cluster)
     hint = "is the ssh tunnel up, does sshd allow GatewayPorts, is a firewall in between"
+    if is_here(host):
+        hint = f"{host} is this machine: does the desk listen there (python debug.py --host {host} "
+        hint += f"--port {port}), is a firewall in between"
     raise Fault(said or "the API server does not call", hint)
 
 
@@ -1504,21 +1544,40 @@ def check_dry_run(options: argparse.Namespace, cluster: certs.Cluster) -> str:
 # ---------------------------------------------------------------------------- command line
 
 USAGE = """\
-python debug.py [--policy FILE|DIR]... [--host 127.0.0.1] [--port 8443] [--hold WORDS]
-                       [--record debug-reviews] [--cert-dir webhook-certs/debug] [PAGE]
-       python debug.py try [--policy FILE|DIR]... [PAGE] FILE.yaml...
-       python debug.py replay [--policy FILE|DIR]... FOLDER|FILE...
-       python debug.py up --address ADDRESS[:PORT] [--opt-in NAMESPACE]... [--user NAME]
-                       [--resource pods|deployments.apps]... [--validating] [--for 8h]
-                       [--print] [CLUSTER]
-       python debug.py doctor [--host 127.0.0.1] [--port 8443] [CLUSTER]
-       python debug.py down [CLUSTER]
+usage: python debug.py [serve]                the webhook, the page, the recordings
+       python debug.py try FILE.yaml...       local manifests, no cluster at all
+       python debug.py replay FOLDER|FILE...  recordings as tests: 1 if an answer differs
+       python debug.py up --address ADDRESS   lets a cluster call this desk
+       python debug.py doctor                 follows that call, hop by hop
+       python debug.py down                   takes out of the cluster all that `up` made
 
-PAGE:    [--page-port 8081] [--cases cases] [--keep 1000] [--unredacted]
-CLUSTER: [--name whook-debug] [--namespace whook-debug] [--cert-dir webhook-certs/debug]
-         [--kubeconfig FILE] [--context NAME] [--timeout 60]
+serve, try, replay
+  --policy FILE|DIR                 policies; may be repeated; loaded anew when they change
+serve, try
+  --page-port 8081                  the page's port, on 127.0.0.1; 0 takes any
+  --cases cases                     the folder for test cases that are saved on the page
+  --keep 1000                       reviews on the page and in the folder; at most 256 MiB of them
+  --unredacted                      show and record secrets too
+serve, doctor
+  --host 127.0.0.1, --port 8443     where the desk listens, or is looked for
+serve
+  --record debug-reviews            the folder for recordings
+  --hold WORDS                      hold the reviews that match, for a person to answer
+serve, up, doctor, down
+  --cert-dir webhook-certs/debug    the desk's certificate; made where there is none
+  --name whook-debug, --namespace whook-debug
+  --kubeconfig FILE, --context NAME, --timeout 60
+up
+  --address ADDRESS[:PORT]          where the cluster reaches this machine, or the tunnel's end
+  --opt-in NAMESPACE                label it whook=debug; may be repeated
+  --user NAME                       only what this user asks for
+  --resource pods|deployments.apps  only these; may be repeated
+  --validating                      the validating webhook too
+  --for 8h                          when it is meant to end; only said, not done
+  --print                           show the YAML, apply nothing
 
-Exit status: 0 done, nothing differs; 1 failed, or something differs; 2 wrong usage."""
+Exit status: 0 done, nothing differs; 1 failed, or something differs; 2 wrong usage.
+"""
 
 
 def address(text: str) -> tuple[str, int]:
@@ -1547,6 +1606,9 @@ def whole(least: int, most: int) -> Callable[[str], int]:
 
 
 class Parser(argparse.ArgumentParser):
+    def format_help(self) -> str:
+        return USAGE
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"whook: error: {message}\nwhook: hint: see python debug.py --help\n")
 
@@ -1566,12 +1628,12 @@ def parser() -> argparse.ArgumentParser:
     cluster.add_argument("--kubeconfig")
     cluster.add_argument("--context")
     cluster.add_argument("--timeout", type=certs.seconds, default="60")
-    top = Parser(prog="debug", usage=USAGE, allow_abbrev=False)
+    top = Parser(allow_abbrev=False)
     commands = top.add_subparsers(dest="command", required=True)
 
     def command(run: Command, *parents: Parser) -> argparse.ArgumentParser:
         name = run.__name__.partition("_")[0]
-        made = commands.add_parser(name, parents=parents, usage=USAGE, allow_abbrev=False)
+        made = commands.add_parser(name, parents=parents, allow_abbrev=False)
         made.set_defaults(run=run)
         return made
 
@@ -1600,6 +1662,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(words)
     options.service = getattr(options, "name", "")  # certs.Cluster's word for it
     try:
+        certs.require("cryptography")
+        certs.require("yaml")
         return int(options.run(options))
     except (whook.SetupError, Fault) as error:
         print(f"whook: error: {error}\nwhook: hint: {error.hint}", file=sys.stderr)

@@ -6,12 +6,14 @@ binaries are found, once before a real control plane (`RealCluster` says what is
 
 from __future__ import annotations
 
+import ast
 import base64
 import contextlib
 import datetime
 import io
 import json
 import os
+import pkgutil
 import pty
 import re
 import socket
@@ -22,6 +24,7 @@ import tempfile
 import threading
 import time
 import unittest
+import warnings
 from pathlib import Path
 from unittest import mock
 
@@ -38,6 +41,9 @@ ROLES = HERE / "manifests" / "renewal"
 NAME = "whook.whook.svc"
 DAY = datetime.timedelta(days=1)
 OTHER_SIGNER = "example.com/serving"
+STILL_WIDE = "caBundle still holds an old CA, so no call fails; a run in ten minutes takes it out\n"
+NO_CONFIGURATION = "no webhook configuration labelled app.kubernetes.io/name=whook points at "
+NO_CONFIGURATION += "service whook/whook"
 SECRET = "/api/v1/namespaces/whook/secrets/whook-certs"
 ADMISSION = "/apis/admissionregistration.k8s.io/v1"
 MUTATING = f"{ADMISSION}/mutatingwebhookconfigurations"
@@ -169,6 +175,29 @@ class Certificates(unittest.TestCase):
         new = {*after[0], *after[1]} - {*before[0], *before[1]}
         self.assertEqual([name for name in new if name.startswith("whook-")], [])
 
+    @unittest.skipUnless(hasattr(os, "memfd_create"), "only where there is memfd_create")
+    def test_the_proof_leaves_no_file_behind_when_it_is_killed(self):
+        code = "import os, ssl, certs\nkilled = lambda *_: os.kill(os.getpid(), 9)\n"
+        code += "ssl.SSLContext.load_cert_chain = killed\n"
+        code += "certs.server_context(certs.Pair(b'chain', b'key', b''))"
+        with tempfile.TemporaryDirectory() as folder:
+            before = {*os.listdir("/dev/shm")}
+            environment = {**os.environ, "PYTHONPATH": str(HERE), "TMPDIR": folder}
+            done = subprocess.run([sys.executable, "-c", code], env=environment)
+            self.assertEqual((done.returncode, os.listdir(folder)), (-9, []))
+            new = {*os.listdir("/dev/shm")} - before
+            self.assertEqual([name for name in new if name.startswith("whook-")], [])
+
+    def test_the_proof_without_memfd(self):
+        if hasattr(os, "memfd_create"):
+            self.addCleanup(setattr, os, "memfd_create", os.memfd_create)
+            del os.memfd_create
+        self.test_the_proof_leaves_no_file_behind()
+        pair = self.made()
+        with certs.readable(pair.key) as path:
+            self.assertEqual(Path(path).read_bytes(), pair.key)
+            self.assertEqual(Path(path).parent.stat().st_mode & 0o777, 0o700)
+
 
 # ---------------------------------------------------------------- files, local
 
@@ -178,13 +207,13 @@ class Local(InFolder):
         status, out, err = run("local")
         self.assertEqual((status, err), (0, ""))
         names = "localhost, 127.0.0.1, ::1, whook.whook.svc"
-        self.assertRegex(out, f"^webhook-certs: certificates made for {names}, valid .*none\n$")
+        self.assertRegex(out, f"^local-certs: certificates made for {names}, valid .*none\n$")
         for name in certs.FILES:
-            self.assertEqual((self.folder / "webhook-certs" / name).stat().st_mode & 0o777, 0o600)
-        first = certs.read_files("webhook-certs")
+            self.assertEqual((self.folder / "local-certs" / name).stat().st_mode & 0o777, 0o600)
+        first = certs.read_files("local-certs")
         self.assertIsNone(certs.flaw(first, certs.LOCAL_NAMES, certs.now()))
-        self.assertRegex(run("local")[1], "^webhook-certs: certificates kept, valid ")
-        self.assertEqual(certs.read_files("webhook-certs"), first)
+        self.assertRegex(run("local")[1], "^local-certs: certificates kept, valid ")
+        self.assertEqual(certs.read_files("local-certs"), first)
         out = run("local", "--host", "laptop.lan", "--host", "2001:DB8::1")[1]
         self.assertIn("the certificate does not name laptop.lan, 2001:db8::1", out)
         self.assertIn("kept", run("local", "--host", "laptop.lan")[1])
@@ -193,11 +222,11 @@ class Local(InFolder):
     def test_a_damaged_or_missing_file_is_mended(self):
         for name in certs.FILES:
             run("local")
-            Path("webhook-certs", name).write_bytes(b"damaged")
+            Path("local-certs", name).write_bytes(b"damaged")
             self.assertIn("certificates made", run("local")[1])
-            Path("webhook-certs", name).unlink()
+            Path("local-certs", name).unlink()
             self.assertIn("certificates made", run("local")[1])
-        self.assertEqual(len(list(Path("webhook-certs").iterdir())), 3)
+        self.assertEqual(len(list(Path("local-certs").iterdir())), 3)
 
     def test_a_folder_that_cannot_be_written(self):
         Path("file").touch()
@@ -212,9 +241,70 @@ class Local(InFolder):
                 ),
             )
 
+    def test_a_folder_of_its_own(self):
+        """The files of a cluster are not overwritten, nor does certs.py overwrite these."""
+        run("local")
+        self.assertEqual(os.listdir(), ["local-certs"])
+        folder = certs.arguments_of([]).cert_dir
+        self.assertEqual(folder, "webhook-certs")
+
+    def test_a_folder_that_belongs_to_somebody_else(self):
+        """Whoever owns it could put a pair of theirs there, which would be kept."""
+        run("local")
+        before = certs.read_files("local-certs")
+        other = os.geteuid() + 12345
+        if os.geteuid() == 0:
+            os.chown("local-certs", other, -1)
+        else:
+            self.enterContext(mock.patch.object(os, "geteuid", return_value=other))
+        for more in (), ("--host", "more.lan"):
+            self.assertEqual(
+                run("local", *more),
+                (
+                    1,
+                    "",
+                    "whook: error: local-certs belongs to another user\n"
+                    "whook: hint: name one of your own with --cert-dir\n",
+                ),
+            )
+        self.assertEqual(Path("local-certs/ca.pem").read_bytes(), before.bundle)
+
+    def test_a_folder_that_others_may_write_into(self):
+        for mode in 0o777, 0o1777, 0o720:
+            os.mkdir("shared")
+            os.chmod("shared", mode)
+            self.assertEqual(
+                run("local", "--cert-dir", "shared"),
+                (
+                    1,
+                    "",
+                    f"whook: error: others may write into shared (mode {mode & 0o777:04o})\nwhook: "
+                    "hint: chmod go-w shared, or name another folder with --cert-dir\n",
+                ),
+            )
+            os.rmdir("shared")
+
+    def test_files_that_others_could_get_at(self):
+        run("local")
+        for name, mode, made in (
+            ("server-key.pem", 0o640, True),
+            ("server-key.pem", 0o604, True),
+            ("server-cert.pem", 0o644, False),
+            ("server-cert.pem", 0o622, True),
+            ("ca.pem", 0o660, True),
+        ):
+            with self.subTest(name, mode=oct(mode)):
+                os.chmod(f"local-certs/{name}", mode)
+                out = run("local")[1]
+                self.assertIn("certificates made" if made else "certificates kept", out)
+                why = f": others could get at local-certs/{name} "
+                why += f"(owner {os.geteuid()}, mode {mode:04o})\n"
+                self.assertEqual(out.endswith(why), made, out)
+                self.assertIn("kept", run("local")[1])
+
     def test_a_full_disk_leaves_the_old_files_whole(self):
         run("local")
-        before = certs.read_files("webhook-certs")
+        before = certs.read_files("local-certs")
         limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300));"
         code = f"{limit} import sys, certs; sys.exit(certs.main(['local', '--host', 'more.lan']))"
         done = subprocess.run(
@@ -223,8 +313,8 @@ class Local(InFolder):
         )  # fmt: skip
         self.assertEqual(done.returncode, 1, done.stderr)
         self.assertRegex(done.stderr, "^whook: error: .*File too large\nwhook: hint: .*\n$")
-        self.assertEqual(certs.read_files("webhook-certs"), before)
-        self.assertEqual(len(list(Path("webhook-certs").iterdir())), 3)
+        self.assertEqual(certs.read_files("local-certs"), before)
+        self.assertEqual(len(list(Path("local-certs").iterdir())), 3)
 
     def test_no_cluster_client_is_loaded(self):
         code = "import sys, certs; certs.main(['local']); print('kubernetes' in sys.modules)"
@@ -274,6 +364,35 @@ class Parts(unittest.TestCase):
         self.assertEqual(certs.narrowed(old.pem + new.pem, pair, stale), new.pem)
         kept = certs.narrowed(old.pem + new.pem + other.pem, pair, stale)
         self.assertEqual(kept, new.pem + other.pem, "another run's CA, added meanwhile")
+
+    def test_how_long_a_secret_has_held_its_data(self):
+        """By the API server's two clocks; what can't be told is not long."""
+
+        def entry(time: str, *fields: str) -> dict:
+            return {"time": time, "fieldsV1": {f"f:{field}": {} for field in fields}}
+
+        long, late = entry("2026-11-24T08:00:00Z", "data"), entry("2026-11-24T08:05:01Z", "data")
+        now = "Tue, 24 Nov 2026 08:15:00 GMT"
+        cases = [
+            ([long], now, True),
+            ([late], now, False),
+            ([long, late], now, False),
+            ([long, entry("2026-11-24T08:14:00Z", "metadata")], now, True),
+            (
+                [entry("2026-11-24T08:00:00Z", "metadata"), {"time": "x", "manager": "y"}],
+                now,
+                False,
+            ),
+            ([long, {"fieldsV1": {"f:data": {}}}], now, False),
+            ([], now, False),
+            (None, now, False),
+            ([long], "", False),
+            ([long], "Tue, 24 Nov 2026 08:10:00 GMT", False),
+        ]
+        for entries, date, expected in cases:
+            with self.subTest(entries=entries, date=date):
+                secret = {"metadata": {"managedFields": entries}}
+                self.assertEqual(certs.held_long(mock.Mock(date=date), secret), expected)
 
     def test_selectors(self):
         labels = {"whook": "enabled", "kubernetes.io/metadata.name": "default"}
@@ -363,6 +482,49 @@ class CommandLine(InFolder):
             self.assertIn(flag, out)
         self.assertLessEqual(max(map(len, out.splitlines())), 100)
 
+    def test_help_names_files_that_are_there(self):
+        named = re.findall(r"manifests/[\w.-]+", run("--help")[1])
+        self.assertTrue(named)
+        for path in named:
+            self.assertTrue((HERE / path).is_file(), path)
+
+    def test_without_the_packages(self):
+        """As on a bare Python: help is there, the rest says what to install."""
+        bare = [sys.executable, "-S", "-E", str(HERE / "certs.py")]
+        done = subprocess.run([*bare, "--help"], capture_output=True, text=True)
+        self.assertEqual((done.returncode, done.stdout, done.stderr), (0, certs.USAGE, ""))
+        pip = "python3 -m venv .venv && .venv/bin/pip install -r requirements.txt"
+        hint = f"whook: hint: {pip}; then run it with .venv/bin/python\n"
+        missing = f"is not installed for {sys.executable}\n{hint}"
+        for command in "ensure", "check", "local", "ca-bundle":
+            done = subprocess.run([*bare, command], capture_output=True, text=True, input="")
+            error = f"whook: error: package cryptography {missing}"
+            self.assertEqual((done.returncode, done.stdout, done.stderr), (1, "", error))
+        with mock.patch.dict(sys.modules, {"kubernetes": None}):
+            self.assertEqual(run(), (1, "", f"whook: error: package kubernetes {missing}"))
+            self.assertIn("certificates made", run("local")[1])
+
+    def test_an_older_python(self):
+        ast.parse((HERE / "certs.py").read_text(), feature_version=(3, 8))
+        code = "import sys; sys.version_info = (3, 10, 2); sys.version = '3.10.2 (main)'; "
+        code += f"sys.path.insert(0, {str(HERE)!r}); import certs"
+        done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True)
+        error = "whook: error: Python 3.11 or later is needed, this is 3.10.2\n"
+        self.assertEqual((done.returncode, done.stdout, done.stderr), (1, "", error))
+
+    def test_a_kubeconfig_that_is_not_there(self):
+        self.assertEqual(
+            run("--kubeconfig", "nosuch"),
+            (
+                1,
+                "",
+                "whook: error: cannot read nosuch: No such file or directory\n"
+                "whook: hint: check the path\n",
+            ),
+        )
+        with mock.patch.dict(os.environ, {"KUBECONFIG": "nosuch"}):
+            self.assertRegex(run()[2], "^whook: error: no usable kubeconfig: nosuch: ")
+
     def test_no_kubeconfig(self):
         with mock.patch.dict(os.environ, {"HOME": str(self.folder)}, clear=True):
             with mock.patch("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", "absent"):
@@ -376,7 +538,8 @@ class CommandLine(InFolder):
             with self.subTest(text):
                 status, _, err = run("--kubeconfig", "broken")
                 self.assertEqual(status, 1)
-                self.assertRegex(err, "^whook: error: no usable kubeconfig: .*\nwhook: hint: .*\n$")
+                unusable = "^whook: error: no usable kubeconfig: broken: .*\nwhook: hint: .*\n$"
+                self.assertRegex(err, unusable)
 
     def test_unreachable(self):
         with socket.socket() as unused:
@@ -400,6 +563,111 @@ class CommandLine(InFolder):
                         "and --context\n",
                     ),
                 )
+
+
+class Transport(InFolder):
+    """How the API server is reached, and what is said where it is not."""
+
+    def front(self, authority: pki.Authority | None = None) -> Front:
+        return self.enterContext(Front(Memory(), authority))
+
+    def kubeconfig(self, front: Front, **cluster: object) -> str:
+        """A kubeconfig for this front, with other fields in its cluster; None takes one away."""
+        config = json.loads(Path(front.kubeconfig()).read_text())
+        fields = config["clusters"][0]["cluster"] | cluster
+        config["clusters"][0]["cluster"] = {k: v for k, v in fields.items() if v is not None}
+        Path("config").write_text(json.dumps(config))
+        return "config"
+
+    def says(self, kubeconfig: str, error: str, hint: str) -> None:
+        for command in "ensure", "check":
+            status, out, err = run(command, "--kubeconfig", kubeconfig)
+            self.assertEqual((status, out), (1, ""))
+            self.assertRegex(err, f"^whook: error: {error}\nwhook: hint: {re.escape(hint)}\n$")
+
+    def test_a_ca_that_strict_clients_refuse(self):
+        """Python is strict since 3.13; here every Python is."""
+
+        def strict(make):
+            def made(*argv, **options):
+                context = make(*argv, **options)
+                context.verify_flags |= ssl.VERIFY_X509_STRICT
+                return context
+
+            return made
+
+        for target in "ssl.create_default_context", "urllib3.connection.create_urllib3_context":
+            original = pkgutil.resolve_name(target)
+            self.enterContext(mock.patch(target, strict(original)))
+        for lack in {"identifiers": False}, {"key_usage": False}:
+            with self.subTest(lack):
+                front = self.front(pki.Authority("kubernetes", **lack))
+                client = ssl.create_default_context(cadata=front.authority.pem.decode())
+                with self.assertRaises(ssl.SSLCertVerificationError):
+                    with socket.create_connection(front.server.server_address) as plain:
+                        client.wrap_socket(plain, server_hostname="127.0.0.1")
+                status, _, err = run("--kubeconfig", front.kubeconfig())
+                self.assertEqual(status, 1)
+                self.assertIn(NO_CONFIGURATION, err)
+
+    def test_nothing_but_the_kubeconfigs_ca_is_trusted(self):
+        """The system's CAs count only where the kubeconfig names none, as with kubectl."""
+        front = self.front()
+        other = Path("other.pem")
+        other.write_bytes(pki.Authority("another").pem)
+        meant = "is it the cluster meant? certificate-authority in the kubeconfig must be its CA"
+        refused = "no TLS with the API server at https://127.0.0.1:[0-9]+: "
+        refused += "(unable to get local issuer|self-signed) certificate.*"
+        with mock.patch.dict(os.environ, {"SSL_CERT_FILE": str(front.folder / "ca.pem")}):
+            named = self.kubeconfig(front, **{"certificate-authority": str(other.absolute())})
+            self.says(named, refused, meant)
+            system = self.kubeconfig(front, **{"certificate-authority": None})
+            self.assertIn(NO_CONFIGURATION, run("--kubeconfig", system)[2])
+        self.says(system, refused, meant)
+
+    def test_insecure_skip_tls_verify(self):
+        insecure = {"certificate-authority": None, "insecure-skip-tls-verify": True}
+        config = self.kubeconfig(self.front(), **insecure)
+        with warnings.catch_warnings(action="ignore"):
+            self.assertIn(NO_CONFIGURATION, run("--kubeconfig", config)[2])
+
+    def test_a_failed_handshake_is_called_one(self):
+        front = self.front()
+        at = front.server.server_port
+        no = "no TLS with the API server at https://"
+        named = self.kubeconfig(front, server=f"https://localhost:{at}")
+        self.says(
+            named,
+            f"{no}localhost:{at}: .*'localhost'.*",
+            "server in the kubeconfig must be a name in its certificate; or tls-server-name",
+        )
+        root = pki.Authority("root")
+        (self.folder / "ca.pem").write_bytes(root.pem)
+        expired = Endpoint(root.issue(["127.0.0.1"], -3 * DAY, -DAY))
+        self.addCleanup(expired.close)
+        here = {"certificate-authority": str(self.folder / "ca.pem")}
+        host = f"https://127.0.0.1:{expired.address[1]}"
+        self.says(
+            self.kubeconfig(front, server=host, **here),
+            f"no TLS with the API server at {host}: certificate has expired",
+            "is this machine's clock right? if so, the API server's certificate is not",
+        )
+        with socket.create_server(("127.0.0.1", 0)) as plain:
+            host = f"https://127.0.0.1:{plain.getsockname()[1]}"
+
+            def answer() -> None:
+                with contextlib.suppress(OSError):
+                    while True:
+                        caller = plain.accept()[0]
+                        caller.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                        caller.close()
+
+            threading.Thread(target=answer, daemon=True).start()
+            self.says(
+                self.kubeconfig(front, server=host),
+                f"no TLS with the API server at {host}: .*",
+                "does it speak HTTPS there, and take the client certificate in the kubeconfig?",
+            )
 
 
 # ---------------------------------------------------------------- whole runs, on either API server
@@ -429,7 +697,8 @@ def webhook(name: str, service: str = "whook", path: str = "/mutate", **more: ob
 
 def fixtures(address: str, port: int) -> dict[str, dict]:
     """What the manifests make: the object for each collection."""
-    configuration = {"apiVersion": "admissionregistration.k8s.io/v1", "metadata": {"name": "whook"}}
+    metadata = {"name": "whook", "labels": {certs.NAME_LABEL: "whook"}}
+    configuration = {"apiVersion": "admissionregistration.k8s.io/v1", "metadata": metadata}
     mutating = [webhook("mutate.whook.local"), webhook("other.whook.local", "other")]
     mutating.append(webhook("labels.whook.local", path="/mutate/labels"))
     validating = [webhook("validate.whook.local", path="/validate")]
@@ -630,6 +899,8 @@ class Cases(InFolder):
             "validatingwebhookconfiguration whook: caBundle of validate.whook.local: 1 CA",
             "webhook-certs: ca.pem, server-key.pem, server-cert.pem written",
             "secret whook/whook-certs: written",
+            "pods that waited for it start within two minutes, or at once: "
+            "kubectl -n whook rollout restart deployment whook",
         ]
         for line, pattern in zip(err.splitlines(), expected, strict=True):
             self.assertRegex(line, f"^{pattern}$")
@@ -787,6 +1058,16 @@ class Cases(InFolder):
         self.assertIn("webhook-certs: ca.pem, server-key.pem, server-cert.pem written", err)
         self.assertEqual(certs.read_files("webhook-certs"), self.published())
 
+    def test_a_key_that_others_could_read_is_replaced(self):
+        self.ensure()
+        os.chmod("webhook-certs/server-key.pem", 0o644)
+        reason = "others could get at webhook-certs/server-key.pem "
+        reason += f"(owner {os.geteuid()}, mode 0644)"
+        self.assertIn(f"write a certificate: {reason}\n", self.ensure("--dry-run")[0])
+        os.chmod("webhook-certs", 0o777)
+        err = self.program()[2]
+        self.assertIn("error: others may write into webhook-certs (mode 0777)\n", err)
+
     # ------------------------------------------------------------ without a gap
 
     def start_old(self) -> None:
@@ -841,8 +1122,7 @@ class Cases(InFolder):
         out, err = self.ensure("--renew", "--timeout", "1")
         host, port = self.endpoint.address
         self.assertIn(f"\nendpoints: not yet serving the certificate: {host}:{port}\n", err)
-        wide = "caBundle still holds the old CAs, so no call fails; a later run takes them out\n"
-        self.assertTrue(out.endswith(wide), out)
+        self.assertTrue(out.endswith(STILL_WIDE), out)
         pair = certs.secret_pair(self.secret())
         for name, bundle in self.bundles().items():
             if name != "other.whook.local":
@@ -860,13 +1140,55 @@ class Cases(InFolder):
         out, err = self.ensure("--renew")
         host, port = self.endpoint.address
         self.assertIn(f"endpoints: {host}:{port} cannot be reached from here\n", err)
-        self.assertIn("a later run takes them out", out)
+        self.assertTrue(out.endswith(STILL_WIDE), out)
         self.change(
             f"{SLICES}/whook", lambda m: m["endpoints"][0]["conditions"].update(ready=False)
         )
         out, err = self.ensure()
         self.assertIn("endpoints: none is ready\n", err)
-        self.assertIn("a later run takes them out", out)
+        self.assertTrue(out.endswith(STILL_WIDE), out)
+
+    def renew_thrice(self) -> list[int]:
+        """How many CAs caBundle holds after each of three renewals that reach no pod."""
+        counts = []
+        for _ in range(3):
+            out, err = self.ensure("--renew")
+            self.assertIn(" cannot be reached from here\n", err)
+            self.assertTrue(out.endswith(STILL_WIDE), out)
+            counts.append(len(certs.certificates_in(self.bundles()["validate.whook.local"])))
+        return counts
+
+    def test_renewals_from_a_laptop(self):
+        """What no pod can be serving any more goes even where none can be reached."""
+        self.start_old()
+        self.endpoint.close()
+        self.change(f"{SLICES}/whook", lambda m: m["endpoints"].pop(1))
+        self.assertEqual(self.renew_thrice(), [2, 3, 4])
+        self.assertTrue(self.ensure()[0].endswith(STILL_WIDE))
+        with mock.patch.object(certs, "LONG", -DAY):
+            pair = certs.secret_pair(self.secret())
+            out, err = self.ensure()
+            self.assertNotIn(STILL_WIDE, out)
+            why = "had been there for long, so no pod serves what was before it"
+            self.assertIn(f"\nsecret whook/whook-certs: {why}\n", err)
+            self.assertEqual(self.published(), pair)
+            self.assertEqual(self.renew_thrice(), [2, 2, 2])
+            before = certs.certificates_in(self.bundles()["validate.whook.local"])[0]
+            self.endpoint = Endpoint(self.old, self.address)
+            self.addCleanup(self.endpoint.close)
+            self.set_endpoint(*self.endpoint.address)
+            out, err = self.ensure("--timeout", "1")
+            self.assertIn("endpoints: not yet serving the certificate: ", err)
+            self.assertTrue(out.endswith(STILL_WIDE), "an endpoint shows that it serves another")
+            after = certs.certificates_in(self.bundles()["validate.whook.local"])
+            self.assertEqual(after[0], before)
+
+    def set_endpoint(self, address: str, port: int) -> None:
+        def edit(manifest: dict) -> None:
+            manifest["endpoints"][0]["addresses"] = [address]
+            manifest["ports"][0]["port"] = port
+
+        self.change(f"{SLICES}/whook", edit)
 
     def test_expired_duplicate_and_broken_anchors_are_dropped(self):
         self.start_old()
@@ -876,22 +1198,70 @@ class Cases(InFolder):
         self.ensure()
         self.assertEqual(self.published(), pair_of(self.old, self.root.pem))
 
-    def test_configurations_under_several_names(self):
+    def add_configuration(self, name: str, **metadata: object) -> None:
+        """One more that points at our Service."""
         more = fixtures(*self.endpoint.address)[MUTATING]
-        more["metadata"]["name"] = "more"
+        more["metadata"] = {"name": name, **metadata}
         self.front.ask("POST", MUTATING, more)
-        self.addCleanup(self.remove, f"{MUTATING}/more")
-        self.ensure()
+        self.addCleanup(self.remove, f"{MUTATING}/{name}")
+
+    def bundle_in(self, name: str) -> bytes:
+        one = self.front.ask("GET", f"{MUTATING}/{name}")["webhooks"][0]["clientConfig"]
+        return base64.b64decode(one.get("caBundle") or "")
+
+    def test_configurations_of_other_names(self):
+        """Those that carry the label are kept, through renewals too; of others it says so."""
+        self.add_configuration("mine", labels={certs.NAME_LABEL: "whook"})
+        self.add_configuration("stray", labels={certs.NAME_LABEL: "else"})
+        adoption = "if it is whook's: kubectl label mutatingwebhookconfiguration stray "
+        adoption += "app.kubernetes.io/name=whook; python certs.py"
+        left = f"mutatingwebhookconfiguration stray: calls whook, but is left alone; {adoption}\n"
+        self.assertIn(left, self.ensure()[1])
+        first = self.published()
+        self.assertEqual(self.bundle_in("mine"), first.bundle)
+        self.endpoint.serve(pki.Pair(first.chain, first.key))
+        self.follow()
+        self.assertIn(left, self.ensure("--renew")[1])
+        self.assertNotEqual(self.published().bundle, first.bundle)
+        self.assertEqual(self.bundle_in("mine"), self.published().bundle)
+        self.assertEqual(self.bundle_in("stray"), b"")
+        out, err = self.ensure()
+        self.assertEqual((out[:13], err), ("nothing to do", left))
         stray = {
             "status": "warning",
-            "subject": "mutatingwebhookconfiguration more",
-            "message": "calls whook, but is not named here",
-            "fix": "python certs.py --webhook-configuration more, beside those it has",
+            "subject": "mutatingwebhookconfiguration stray",
+            "message": "calls whook, but is left alone",
+            "fix": adoption,
         }
         self.assertIn(stray, self.findings()[1])
-        self.ensure("--webhook-configuration", "whook", "--webhook-configuration", "more")
-        bundle = self.front.ask("GET", f"{MUTATING}/more")["webhooks"][0]["clientConfig"]
-        self.assertEqual(base64.b64decode(bundle["caBundle"]), self.published().bundle)
+        self.assertEqual(self.ensure("--webhook-configuration", "stray")[1].count("left alone"), 0)
+        self.assertEqual(self.bundle_in("stray"), self.published().bundle)
+
+    def test_nothing_but_a_stray(self):
+        for collection in MUTATING, VALIDATING:
+            self.remove(f"{collection}/whook")
+        self.add_configuration("stray")
+        status, _, err = self.program()
+        hint = "if it is whook's: kubectl label mutatingwebhookconfiguration stray"
+        self.assertEqual(status, 1)
+        self.assertIn(f"whook: error: {NO_CONFIGURATION}\nwhook: hint: {hint} app.kubern", err)
+
+    def test_a_configuration_that_may_not_be_patched(self):
+        """It stops the run before anything is made, else each try would leave one CA more."""
+        self.add_configuration("mine", labels={certs.NAME_LABEL: "whook"})
+
+        def review(call, proceed):
+            asked = call.body["spec"]["resourceAttributes"]
+            self.assertEqual((asked["verb"], asked["group"]), ("patch", ADMISSION.split("/")[2]))
+            return 201, {"status": {"allowed": asked["name"] != "mine"}}
+
+        self.front.on("POST", "/selfsubjectaccessreviews", review, 9)
+        err = self.fails()
+        error = "whook: error: mutatingwebhookconfiguration mine: you may not patch it\n"
+        hint = 'whook: hint: a ClusterRole must grant apiGroups: ["admissionregistration.k8s.io"], '
+        hint += 'resources: ["mutatingwebhookconfigurations"], resourceNames: ["mine"], '
+        self.assertTrue(err.endswith(f'{error}{hint}verbs: ["patch"]\n'), err)
+        self.assertEqual({w.split("/")[-1] for w in self.writes()}, {"selfsubjectaccessreviews"})
 
     def test_a_wiped_bundle_comes_back(self):
         """As after a `kubectl apply` by a tool that owns every field, or a fresh manifest."""
@@ -1147,7 +1517,7 @@ class Cases(InFolder):
             (status, err),
             (
                 1,
-                "whook: error: no webhook configuration whook points at service whook/whook\n"
+                f"whook: error: {NO_CONFIGURATION}\n"
                 "whook: hint: kubectl apply -f manifests/ makes it; or see "
                 "--webhook-configuration and --service\n",
             ),
@@ -1173,12 +1543,24 @@ class Cases(InFolder):
             "hint: kubectl -n whook delete secret whook-certs; python certs.py\n",
         )
 
+    def test_a_type_that_would_paint_the_terminal(self):
+        secret = self.set_secret(self.old, self.root.pem)
+        self.remove(SECRET)
+        hostile = {**secret, "metadata": {"name": "whook-certs"}, "type": "a/\x1b[2J\x9b"}
+        self.front.ask("POST", SECRET.rpartition("/")[0], hostile)
+        out = self.program("check")[1]
+        self.assertIn(
+            "secret whook/whook-certs: type a/\\x1b[2J\\x9b, not kubernetes.io/tls\n", out
+        )
+        self.assertTrue(out.replace("\n", "").isprintable())
+
     def test_forbidden(self):
         cases = [
             ("POST", f"{CSRS}[?]", "create", "certificatesigningrequests"),
             ("PUT", "/approval", "update", "certificatesigningrequests/approval"),
             ("PUT", f"{CSRS}/.*/status", "update", "certificatesigningrequests/status"),
-            ("GET", MUTATING, "get", "mutatingwebhookconfigurations"),
+            ("GET", f"{MUTATING}[?]", "list", "mutatingwebhookconfigurations"),
+            ("GET", f"{MUTATING}/whook", "get", "mutatingwebhookconfigurations"),
             ("GET", "/secrets", "get", "secrets"),
             ("POST", "/secrets", "create", "secrets"),
             ("PATCH", MUTATING, "patch", "mutatingwebhookconfigurations"),
@@ -1196,7 +1578,7 @@ class Cases(InFolder):
         cases = [
             (
                 lambda call, proceed: (500, b"<html>"),
-                "cannot get mutating.* whook: HTTP status 500",
+                "cannot list mutating.*: HTTP status 500",
             ),
             (lambda call, proceed: (200, b"<html>"), "no answer from the API server at https:.*"),
             (refuse(401, "Unauthorized"), "Unauthorized"),
@@ -1206,16 +1588,6 @@ class Cases(InFolder):
             with self.subTest(message):
                 self.front.on("GET", MUTATING, action)
                 self.assertRegex(self.fails(), f"^whook: error: {message}\nwhook: hint: ")
-
-    def test_an_api_server_that_the_kubeconfig_does_not_trust(self):
-        config = json.loads(Path(self.kubeconfig).read_text())
-        Path("ca.pem").write_bytes(pki.Authority("another").pem)
-        config["clusters"][0]["cluster"]["certificate-authority"] = str(self.folder / "ca.pem")
-        Path("config").write_text(json.dumps(config))
-        status, _, err = run("--kubeconfig", "config")
-        self.assertEqual(status, 1)
-        self.assertRegex(err, "^whook: error: no answer from the API server at https://127.0.0.1:")
-        self.assertIn("certificate verify failed", err.splitlines()[0])
 
     def test_in_a_pod(self):
         """Without a kubeconfig, by the files of the ServiceAccount."""
@@ -1347,7 +1719,7 @@ caBundle: ${CA_BUNDLE}
         host, port = self.endpoint.address
         text = self.program("check")[1]
         for line in (
-            "ok       permissions: all 15 that a renewal needs\n",
+            "ok       permissions: all 17 that a renewal needs\n",
             "ok       secret whook/whook-certs: certificate valid "
             f"{certs.span(self.old.certificate)}\n",
             "ok       webhook mutate.whook.local: trusts secret whook/whook-certs\n",
@@ -1456,7 +1828,7 @@ caBundle: ${CA_BUNDLE}
         self.assertEqual(status, 1)
         messages = [f"{f['status']} {f['subject']}: {f['message']}" for f in found]
         self.assertIn(
-            "error configurations: no webhook configuration whook points at service whook/whook",
+            f"error configurations: {NO_CONFIGURATION}",
             messages,
         )
         self.assertIn("error secret whook/whook-certs: does not exist", messages)
@@ -1512,7 +1884,7 @@ class RealCluster(Cases):
         self.assertNotEqual(self.published(), first)
         self.assertEqual(self.requests(), [])
         found = self.findings()[1]
-        self.assertEqual(found[0]["message"], "all 15 that a renewal needs")
+        self.assertEqual(found[0]["message"], "all 17 that a renewal needs")
         err = self.fails("--signer-name", OTHER_SIGNER)
         self.assertIn(
             f'user not permitted to approve requests with signerName "{OTHER_SIGNER}"', err
@@ -1520,19 +1892,20 @@ class RealCluster(Cases):
         self.assertTrue(
             err.endswith(f'resourceNames: ["{OTHER_SIGNER}"], verbs: ["approve"]\n'), err
         )
-        for name, flag in ("other", "--secret"), ("other", "--webhook-configuration"):
-            status, _, err = self.program(flag, name)
-            self.assertEqual(status, 1)
-            self.assertIn("is forbidden: ", err)
+        status, _, err = self.program("--secret", "other")
+        self.assertEqual(status, 1)
+        self.assertIn("is forbidden: ", err)
+        self.add_configuration("mine", labels={certs.NAME_LABEL: "whook"})
+        self.assertIn("mutatingwebhookconfiguration mine: you may not", self.program("--renew")[2])
         self.kubeconfig = admin
 
     def test_nobody_may_do_nothing(self):
         self.kubeconfig = self.front.kubeconfig("nobody")
-        self.assertIn('User "nobody" cannot get resource "mutatingwebhook', self.fails())
+        self.assertIn('User "nobody" cannot list resource "mutatingwebhook', self.fails())
         status, found = self.findings()
         self.assertEqual(status, 1)
         missing = [f for f in found if f["subject"] == "permissions"]
-        self.assertEqual([f["status"] for f in missing], ["warning"] * 15)
+        self.assertEqual([f["status"] for f in missing], ["warning"] * 17)
         self.assertEqual(missing[0]["message"], "you may not create certificatesigningrequests")
 
 
@@ -1639,7 +2012,7 @@ class Admission(InFolder):
             stop.set()
             for thread in threads:
                 thread.join()
-        self.assertNotIn("a later run takes them out", out)
+        self.assertNotIn(STILL_WIDE, out)
         self.assertNotEqual(certs.read_files("webhook-certs"), before)
         self.assertGreater(count, 20)
         self.assertEqual([o for o in outcomes if o != {"seen": "yes"}], [])

@@ -2,6 +2,7 @@
 on the stand-in API server, and on a real one where there is one.
 """
 
+import ast
 import base64
 import contextlib
 import copy
@@ -479,6 +480,29 @@ class RecordTest(unittest.TestCase):
             self.assertEqual([row["differs"] for row in again.rows()], [False] * 3)
         self.assertTrue(foreign.exists())
 
+    def test_a_folder_with_other_files(self):
+        """Its .gitignore stays, and trimming takes nothing that the desk did not make."""
+        with tempfile.TemporaryDirectory() as folder:
+            ignored, mine = Path(folder, ".gitignore"), Path(folder, "20260101-mine.json")
+            ignored.write_text("*.pyc\n")
+            result = {"status": 200, "answer": {"response": {"allowed": True}}, "duration": 0.0}
+            case = {"path": "/mutate", "review": json.loads(POD), "result": result}
+            mine.write_text(json.dumps(case))
+            with Desk("--keep", "1", "--record", folder) as desk:
+                desk.record = Path(folder)
+                desk.post(named("one"))
+                desk.recordings(2)  # this one, and mine
+                desk.post(named("two"))
+                wait_for(lambda: [r["name"] for r in desk.rows()] == ["shop2/two"], "the bound")
+                desk.recordings(2)
+            self.assertEqual((ignored.read_text(), mine.exists()), ("*.pyc\n", True))
+            made = debug.open_folder(f"{folder}/new")
+            self.assertEqual((made / ".gitignore").read_text(), "*\n")
+            (made / ".gitignore").unlink()
+            (made / "notes.txt").touch()
+            debug.open_folder(f"{folder}/new")
+            self.assertFalse((made / ".gitignore").exists())
+
     def test_replay_refuses(self):
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, "a.json").write_text("[]")
@@ -949,6 +973,73 @@ class CommandLineTest(unittest.TestCase):
         for document in documents:
             self.assertIn(debug.EXPIRES, document["metadata"]["annotations"])
 
+    def test_help(self):
+        """It says what each flag is for, and its defaults are the program's."""
+        flags = {"--host", "--port"}
+        for words in ["serve"], ["try", "x"], ["replay", "x"], ["up", "--address=192.0.2.7"]:
+            options = vars(debug.parser().parse_args(words))
+            status, out, said = call_desk(words[0], "--help")
+            self.assertEqual((status, out, said), (0, debug.USAGE, ""))
+            names = {"lifetime": "for"}
+            names = {f"--{names.get(n, n)}".replace("_", "-"): v for n, v in options.items()}
+            flags |= set(names) - {"--run", "--file", "--command"}
+            for flag, default in names.items():
+                if default and flag in flags and type(default) in (str, int):
+                    self.assertIn(f"{flag} {default}", debug.USAGE)
+        for flag in flags:
+            self.assertRegex(debug.USAGE, rf"(?m)(^  |, ){flag}\b")
+        self.assertLessEqual(max(map(len, debug.USAGE.splitlines())), 100)
+
+    def test_without_the_packages(self):
+        bare = [sys.executable, "-S", "-E", str(ROOT / "debug.py")]
+        done = subprocess.run([*bare, "--help"], capture_output=True, text=True)
+        self.assertEqual((done.returncode, done.stdout, done.stderr), (0, debug.USAGE, ""))
+        done = subprocess.run([*bare, "down"], capture_output=True, text=True)
+        error = "whook: error: package cryptography is not installed for "
+        self.assertEqual((done.returncode, done.stdout), (1, ""))
+        self.assertTrue(done.stderr.startswith(f"{error}{sys.executable}\nwhook: hint: python3 -m"))
+
+    def test_an_older_python(self):
+        ast.parse((ROOT / "debug.py").read_text(), feature_version=(3, 8))
+        code = "import sys; sys.version_info = (3, 10, 2); sys.version = '3.10.2 (main)'; "
+        code += f"sys.path.insert(0, {str(ROOT)!r}); import debug"
+        done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True)
+        error = "whook: error: Python 3.11 or later is needed, this is 3.10.2\n"
+        self.assertEqual((done.returncode, done.stdout, done.stderr), (1, "", error))
+
+    def test_try_looks_for_its_files_first(self):
+        status, out, said = call_desk("try", "--page-port", "0", "absent.yaml")
+        self.assertEqual((status, out), (1, ""))
+        self.assertIn("whook: error: ", said)
+        self.assertIn("absent.yaml", said)
+
+    def test_try_opens_on_what_tells_most(self):
+        """The page opens on the newest review: what was refused, else the first that changed."""
+        policies = {"team": TEAM, "pinned": PINNED}
+        cases = [
+            ("a:1", "validate a, mutate a"),
+            ("a:1 b:1", "validate b, validate a, mutate b, mutate a"),
+            ("a:1 b:latest", "validate a, mutate b, mutate a, validate b"),
+        ]
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "pods.yaml")
+            for images, expected in cases:
+                pods = [
+                    {
+                        "apiVersion": "v1",
+                        "kind": "Pod",
+                        "metadata": {"name": image[0]},
+                        "spec": {"containers": [{"name": "web", "image": image}]},
+                    }
+                    for image in images.split()
+                ]
+                file.write_text("\n---\n".join(map(json.dumps, pods)))
+                with self.subTest(images):
+                    with Desk(policies=policies, command="try", files=[str(file)]) as desk:
+                        wait_for(lambda e=expected: len(desk.rows()) > e.count(","), "the reviews")
+                        rows = [f"{row['path'][1:]} {row['name'][-1]}" for row in desk.rows()]
+                        self.assertEqual(", ".join(rows), expected)
+
     def test_wrong_usage(self):
         cases = {
             ("up",): "the following arguments are required: --address",
@@ -1098,6 +1189,9 @@ class ClusterCases(unittest.TestCase):
             self.assertEqual(self.left(), [])
         said = self.up(*self.in_desk)
         self.assertIn("namespaces desk: was there before, and stays as it is\n", said)
+        self.assertIn("  python debug.py --host 192.0.2.7 --port 9443\n", said)
+        self.assertIn("  python debug.py doctor --host 192.0.2.7 --port 9443\n", said)
+        self.assertIn("  ssh -N -R 192.0.2.7:9443:127.0.0.1:8443 192.0.2.7\n", said)
         self.assertEqual(self.front.ask("GET", f"{API}/produce"), before)
         self.desk("down", *self.in_desk)
         self.assertNotIn(debug.MANAGED, self.labels("desk"))
@@ -1126,6 +1220,11 @@ class ClusterCases(unittest.TestCase):
         self.assertEqual(self.left(), [])
 
     # -- doctor
+
+    here = "127.0.0.1"
+
+    def lead_here(self, found: dict) -> None:
+        found["endpoints"][0]["addresses"] = [self.here]
 
     def listen(self, pair: certs.Pair) -> list[str]:
         """What serves this pair as the desk would; the flags that lead there."""
@@ -1223,6 +1322,11 @@ class ClusterCases(unittest.TestCase):
         refused = f'failed calling webhook "{doctor}": connection refused'
         self.front.on("POST", desk, answer(refused))
         self.fails("call", refused, hint)
+        with self.edited(f"{SLICES}/whook-debug", self.lead_here):
+            self.front.on("POST", desk, answer(refused))
+            here = f"{self.here} is this machine: does the desk listen there "
+            here += f"(python debug.py --host {self.here} --port 9443), is a firewall in between"
+            self.fails("call", refused, here)
         self.front.on("POST", desk, answer(doctor + denied + arrived, nonce=True), times=99)
         label = "kubectl label namespace NAMESPACE whook=debug"
         self.fails("label", "no namespace has it", label)
@@ -1252,7 +1356,7 @@ class RealCluster(ClusterCases):
     def setUpClass(cls):
         if reason := controlplane.missing():
             raise unittest.SkipTest(reason)
-        cls.address = cls.enterClassContext(controlplane.network_namespace())
+        cls.here = cls.address = cls.enterClassContext(controlplane.network_namespace())
         cls.plane = cls.enterClassContext(controlplane.ControlPlane())
         cls.front = cls.enterClassContext(Front(Relay(cls.plane)))
         super().setUpClass()

@@ -598,8 +598,8 @@ class AnswersTest(unittest.TestCase):
 
     @classmethod
     def start(cls, *arguments: str) -> None:
-        files = {"tls-cert": "webhook-certs/server-cert.pem", "policy": "policies"}
-        files["tls-key"] = "webhook-certs/server-key.pem"
+        files = {"tls-cert": "local-certs/server-cert.pem", "policy": "policies"}
+        files["tls-key"] = "local-certs/server-key.pem"
         flags = [f"--{flag}={cls.folder}/{path}" for flag, path in files.items()]
         log = cls.folder / "whook.log"
         cls.server.enter_context(whook(log, *flags, *arguments))
@@ -626,7 +626,7 @@ class AnswersTest(unittest.TestCase):
             "operations": fields.pop("operations", ["CREATE"]),
         }
         webhook |= {"name": f"{policy}.whook.local", **fields}
-        ca = (self.folder / "webhook-certs/ca.pem").read_bytes()
+        ca = (self.folder / "local-certs/ca.pem").read_bytes()
         webhook["clientConfig"]["caBundle"] = base64.b64encode(ca).decode()
         mark = uuid.uuid4().hex
         item["webhooks"].append(self.sentinel(webhook, kind, mark))

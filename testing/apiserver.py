@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import copy
+import datetime
 import http.client
 import http.server
 import itertools
@@ -75,19 +76,20 @@ class Front:
     """An HTTPS server on loopback that hands each request to the backend, unless a rule steps in.
 
     A rule is a method, a pattern for the path, and `action(call, proceed)`: it returns (status,
-    object), its own or what `proceed()` got from the backend. `calls` are all requests so far."""
+    object), its own or what `proceed()` got from the backend. `calls` are all requests so far.
+    `authority` signs its certificate."""
 
-    def __init__(self, backend):
+    def __init__(self, backend, authority: pki.Authority | None = None):
         self.backend, self.rules, self.calls = backend, [], []
+        self.authority = authority or pki.Authority("front")
         self.lock = threading.Lock()
 
     def __enter__(self) -> Front:
         self.stack = contextlib.ExitStack()
         self.stack.callback(self.backend.close)
         self.folder = Path(self.stack.enter_context(tempfile.TemporaryDirectory(prefix="front-")))
-        authority = pki.Authority("front")
-        paths = authority.issue(["127.0.0.1"]).write(self.folder)
-        (self.folder / "ca.pem").write_bytes(authority.pem + self.backend.ca_pem)
+        paths = self.authority.issue(["127.0.0.1"]).write(self.folder)
+        (self.folder / "ca.pem").write_bytes(self.authority.pem + self.backend.ca_pem)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(*paths)
         handler = type("Handler", (FrontHandler,), {"front": self})
@@ -353,7 +355,7 @@ def merge(old, new):
 
 
 def changes(old: dict, new: dict) -> dict:
-    """The labels and the caBundles that `new` sets, in the form of fieldsV1."""
+    """The labels, the data and the caBundles that `new` sets, in the form of fieldsV1."""
 
     def bundles(one: dict) -> dict:
         return {w["name"]: w["clientConfig"].get("caBundle") for w in one.get("webhooks", [])}
@@ -368,7 +370,8 @@ def changes(old: dict, new: dict) -> dict:
     bundle = {"f:clientConfig": {"f:caBundle": {}}}
     fields = {"f:labels": {f"f:{key}": {} for key in keys}} if keys else {}
     webhooks = {f'k:{{"name":"{name}"}}': bundle for name in names}
-    return {k: v for k, v in (("f:metadata", fields), ("f:webhooks", webhooks)) if v}
+    data = {"f:data": {}} if new.get("data") != old.get("data") else {}
+    return data | {k: v for k, v in (("f:metadata", fields), ("f:webhooks", webhooks)) if v}
 
 
 def own(manifest: dict, fields: dict, call: Call) -> None:
@@ -376,6 +379,7 @@ def own(manifest: dict, fields: dict, call: Call) -> None:
     manager, metadata = call.query.get("fieldManager", "unknown"), manifest["metadata"]
     operation = "Apply" if call.method == "PATCH" else "Update"
     entry = {"manager": manager, "operation": operation, "fieldsV1": fields}
+    entry["time"] = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%dT%H:%M:%SZ}"
     others = [e for e in metadata.get("managedFields", []) if e["manager"] != manager]
     metadata["managedFields"] = [*others, entry] if fields else others
 

@@ -43,27 +43,38 @@ class Pair:
 
 
 class Authority:
-    """A CA: a root, or below `parent` an intermediate."""
+    """A CA: a root, or below `parent` an intermediate. Without `identifiers` nothing that it signs
+    names its key, as on EKS; without `key_usage` it does not say what its key is for, as on
+    MicroK8s. Strict clients refuse both."""
 
-    def __init__(self, name="test CA", not_before=-DAY, not_after=30 * DAY, parent=None):
+    def __init__(
+        self,
+        name="test CA",
+        not_before=-DAY,
+        not_after=30 * DAY,
+        parent=None,
+        identifiers=True,
+        key_usage=True,
+    ):
         self.key = new_key()
-        self.parent = parent
+        self.parent, self.identifiers = parent, identifiers
         self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        signer = parent or self
-        self.certificate = signer.sign(
-            builder(self.name, self.key.public_key(), not_before, not_after)
-            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-            .add_extension(usage(key_cert_sign=True, crl_sign=True), critical=True)
-        )
+        half = builder(self.name, self.key.public_key(), not_before, not_after)
+        half = half.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        if key_usage:
+            half = half.add_extension(usage(key_cert_sign=True, crl_sign=True), critical=True)
+        self.certificate = (parent or self).sign(half)
 
     @property
     def pem(self) -> bytes:
         return self.certificate.public_bytes(serialization.Encoding.PEM)
 
     def sign(self, half: x509.CertificateBuilder) -> x509.Certificate:
-        identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
-        named = half.issuer_name(self.name).add_extension(identifier, critical=False)
-        return named.sign(self.key, hashes.SHA256())
+        half = half.issuer_name(self.name)
+        if self.identifiers:
+            identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
+            half = half.add_extension(identifier, critical=False)
+        return half.sign(self.key, hashes.SHA256())
 
     def issue(
         self,
