@@ -247,7 +247,7 @@ class DeploymentTest(unittest.TestCase):
             self.container["resources"],
             {
                 "requests": {"cpu": "250m", "memory": "64Mi"},
-                "limits": {"cpu": "1", "memory": "256Mi"},
+                "limits": {"cpu": "1", "memory": "1Gi"},
             },
         )
         (metric,) = one("HorizontalPodAutoscaler")["spec"]["metrics"]

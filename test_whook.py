@@ -1620,9 +1620,9 @@ class Process(unittest.TestCase):
     def test_nobody_reads_the_log(self):
         full = """
 class Loop(whook.Loop):
-    def tick(self, pipe=os.pipe()):
+    def tick(self, late, pipe=os.pipe()):
         os.dup2(pipe[1], 2)
-        super().tick()
+        super().tick(late)
 whook.Loop = Loop"""
         with Whook(patches=full) as server, server.client() as client:
             for _ in range(1000):
@@ -1633,9 +1633,9 @@ whook.Loop = Loop"""
     def test_a_full_disk_under_the_log(self):
         full = """
 class Loop(whook.Loop):
-    def tick(self):
+    def tick(self, late):
         os.dup2(os.open("/dev/full", os.O_WRONLY), 2)
-        super().tick()
+        super().tick(late)
 whook.Loop = Loop"""
         with Whook(patches=full) as server:
             self.assertEqual(server.post()[0], 200)
@@ -1690,6 +1690,17 @@ whook.Loop = Loop"""
             wait_for(closed, "an answer that closes")
             self.assertEqual({status for status, _ in seen}, {200})
             self.assertGreater(len(seen), 1)
+
+    def test_nobody_is_cut_for_time_that_whook_took(self):
+        soon = "whook.PATIENCE['body'] = (0.6, 0.6); whook.TICK = 0.1"
+        with Whook(patches=soon) as server, server.connect() as client:
+            client.sendall(request_bytes(Connection="close")[:-1])
+            wait_for(lambda: server.metric("whook_held_bytes") > 1000, "the body")
+            server.process.send_signal(signal.SIGSTOP)
+            time.sleep(1.5)
+            server.process.send_signal(signal.SIGCONT)
+            client.sendall(request_bytes()[-1:])
+            self.assertTrue(read_all(client).startswith(b"HTTP/1.1 200 OK"))
 
     def test_a_stop_and_a_go(self):
         with Whook() as server, Stream(server) as stream:

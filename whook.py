@@ -1503,11 +1503,14 @@ class Server(http.server.HTTPServer):
             else:
                 self.loop.selector.unregister(self.socket)
 
-    def reap(self) -> None:
-        """Cut each connection that takes longer than it may. Half full, there is less patience."""
+    def reap(self, late: float) -> None:
+        """Cut each connection that takes longer than it may, but for the seconds that the loop was
+        at work, or stopped, and so is itself late. Half full, there is less patience."""
         now, loop = time.monotonic(), self.loop
         full = 2 * loop.held > loop.bound or 2 * len(self.connections) > self.max_connections
         for connection in list(self.connections):
+            if connection.phase != "waiting":
+                connection.since += late
             if now - connection.since > PATIENCE[connection.phase][full]:
                 connection.close()
 
@@ -1759,14 +1762,14 @@ class Loop:
                 if time.monotonic() > until:
                     break
             log.flush()
-            if time.monotonic() >= next_tick:
-                watched, next_tick = False, time.monotonic() + TICK
+            if (now := time.monotonic()) >= next_tick:
                 faulthandler.cancel_dump_traceback_later()
-                self.tick()
+                self.tick(now - next_tick if next_tick else 0.0)
+                watched, next_tick = False, time.monotonic() + TICK
 
-    def tick(self) -> None:
+    def tick(self, late: float) -> None:
         for server in self.servers:
-            server.reap()
+            server.reap(late)
             server.listen(True)
         for task in self.due:
             task()
