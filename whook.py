@@ -1242,8 +1242,8 @@ class Connection:
                 self.write()
             elif self.phase == "waiting":
                 self.want(0)  # what comes after a whole request waits in the kernel
-            elif not socket.socket.recv(self.socket, 4 * RECORD):  # linger: as it comes, TLS or not
-                self.close()
+            elif self.phase == "linger" and not socket.socket.recv(self.socket, 4 * RECORD):
+                self.close()  # nothing more comes, TLS or not
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
             write = isinstance(error, ssl.SSLWantWriteError) or (
                 self.phase == "write" and not isinstance(error, ssl.SSLWantReadError)
@@ -1255,7 +1255,8 @@ class Connection:
     def queue(self) -> None:
         if not self.queued:
             self.queued = True
-            self.server.loop.jobs.append(self.work)
+            jobs = self.server.loop.jobs
+            (jobs.appendleft if self.server.urgent else jobs.append)(self.work)
 
     def work(self) -> None:
         """What the loop does in this connection's turn."""
@@ -1329,15 +1330,13 @@ class Connection:
         self.server.loop.held -= count
         del self.received[:count]
 
-    def take(self) -> tuple[Head, bytes | bytearray]:
+    def take(self) -> tuple[Head, bytearray]:
         """The request that is whole, without a copy where nothing came after it."""
-        head, body = self.head, self.received[: self.length]
-        if self.length == len(self.received):
-            body, self.received = self.received, body[:0]
-        self.server.loop.held -= len(body)
-        if body is not self.received and len(self.received):
-            del self.received[: self.length]
-        return head, body  # type: ignore[return-value]
+        body = self.received
+        self.received = body[self.length :]
+        del body[self.length :]
+        self.server.loop.held -= self.length
+        return self.head, body  # type: ignore[return-value]
 
     def send(self, answer: Answer) -> None:
         """Answer the request: at once, or whenever the answer has come. A request that did not
@@ -1440,6 +1439,7 @@ class Server(http.server.HTTPServer):
     context: ssl.SSLContext | None = None
     max_body, max_connections = MAX_BODY, MAX_CONNECTIONS
     draining = False
+    urgent = False  # its requests are answered before those of other servers
     last_logged = 0.0
 
     def __init__(self, listener: socket.socket, respond: Respond, loop: Loop) -> None:
@@ -1853,7 +1853,7 @@ class Process:
         self.policies.make = load_policies
         self.tls = Watched(
             "tls",
-            lambda: read_files(files, f"{LOCAL_HINT}, in webhook-certs/"),
+            lambda: read_files(files, f"{LOCAL_HINT}, in local-certs/"),
             functools.partial(load_tls, options),
             Serving.facts,
             again=True,
@@ -1863,6 +1863,7 @@ class Process:
         )
         health = listen(options.host, options.health_port, "--health-port")
         self.health = Server(health, self.answer_health, self.loop)
+        self.health.urgent = True
         self.admission.max_body = options.max_body
         self.admission.max_connections = options.max_connections
         self.loop.bound = BODIES_HELD * options.max_body
@@ -1994,8 +1995,8 @@ LOCAL_HINT = "`python certs.py local` makes a certificate and its key for this m
 EXAMPLES = """\
 examples:
   python certs.py local                     # certificates for this machine
-  python whook.py --tls-cert webhook-certs/server-cert.pem \\
-                  --tls-key webhook-certs/server-key.pem --policy policies
+  python whook.py --tls-cert local-certs/server-cert.pem \\
+                  --tls-key local-certs/server-key.pem --policy policies
 
 SIGTERM: not ready, keep serving, end when nobody is connected any more (exit 0).
 Ctrl-C: finish what is in flight, then end. Twice: end at once."""
@@ -2056,7 +2057,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if missing:
         flags = ", ".join("--" + flag.replace("_", "-") for flag in missing)
         message = f"the following arguments are required: {flags}"
-        parser.error(f"{message}\nwhook: hint: {LOCAL_HINT}, in webhook-certs/")
+        parser.error(f"{message}\nwhook: hint: {LOCAL_HINT}, in local-certs/")
     if options.port and options.port == options.health_port:
         parser.error("--port and --health-port must differ")
     return options
