@@ -1874,7 +1874,7 @@ class RealCluster(Cases):
         roles = [str(path) for path in sorted(ROLES.glob("*role*.yaml"))]
         self.assertTrue(roles)
         self.plane.kubectl("apply", *(word for path in roles for word in ("-f", path)))
-        admin, account = self.kubeconfig, "system:serviceaccount:whook:whook-certs"
+        admin, account = self.kubeconfig, "system:serviceaccount:whook-renewal:whook-certs"
         self.kubeconfig = self.front.kubeconfig(account)
         self.ensure()
         first = self.published()
