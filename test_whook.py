@@ -1691,6 +1691,16 @@ whook.Loop = Loop"""
             self.assertEqual({status for status, _ in seen}, {200})
             self.assertGreater(len(seen), 1)
 
+    def test_a_connection_carries_so_many_answers(self):
+        with Whook(patches="whook.MAX_ANSWERS = 3") as server, server.client() as client:
+            closed = []
+            for _ in range(6):
+                client.request("POST", "/mutate", POD, JSON_TYPE)
+                answer = client.getresponse()
+                closed.append(answer.getheader("Connection") == "close")
+                answer.read()
+            self.assertEqual(closed, [False, False, True] * 2)
+
     def test_nobody_is_cut_for_time_that_whook_took(self):
         soon = "whook.PATIENCE['body'] = (0.6, 0.6); whook.TICK = 0.1"
         with Whook(patches=soon) as server, server.connect() as client:

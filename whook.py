@@ -83,6 +83,7 @@ PATIENCE = {
 LIFETIME = (
     60.0  # of a connection, more or less; then an answer closes it, so that new pods get some
 )
+MAX_ANSWERS = 1000  # on one connection: a client that prefers the last used keeps few, and busy
 MAX_TIMEOUT = 30.0  # of a review: admissionregistration.k8s.io/v1 allows no more
 DEFAULT_TIMEOUT = 10.0  # of a review without ?timeout=, as there
 BUDGET = 1.0  # what all policies of a review may take together, and loading after a change
@@ -1199,7 +1200,7 @@ class Connection:
     it is this connection's turn for what costs time: a handshake, or the answer to a request.
     """
 
-    __slots__ = ("closing", "ends", "events", "head", "length", "peer", "phase", "queued",
+    __slots__ = ("closing", "ends", "events", "head", "left", "length", "peer", "phase", "queued",
                  "received", "refused", "sending", "server", "since", "socket")  # fmt: skip
 
     def __init__(self, server: Server, client: socket.socket, peer: str, refused: bool) -> None:
@@ -1209,6 +1210,7 @@ class Connection:
         self.sending = memoryview(b"")
         self.head: Head | None = None
         self.length = self.events = 0
+        self.left = MAX_ANSWERS
         self.queued = self.closing = False
         self.enter("handshake" if isinstance(client, ssl.SSLSocket) else "fresh")
         self.ends = self.since + LIFETIME * random.uniform(0.75, 1.25)
@@ -1341,7 +1343,8 @@ class Connection:
     def send(self, answer: Answer) -> None:
         """Answer the request: at once, or whenever the answer has come. A request that did not
         come whole, a time to end or a full life close the connection."""
-        head, late = self.head, time.monotonic() > self.ends
+        self.left -= 1
+        head, late = self.head, time.monotonic() > self.ends or not self.left
         self.closing = self.phase != "waiting" or head is None or not head.keep_alive()
         self.closing |= late or self.server.draining
         body = b"" if head and head.method == "HEAD" else answer.body
