@@ -1351,7 +1351,7 @@ class Connection:
         self.sending = memoryview(_head_of(answer, self.closing) + body)
         self.enter("write")
         self.want(self.events or selectors.EVENT_READ)
-        self.step()
+        self.server.loop.answers.append(self)
 
     def write(self) -> None:
         while self.sending:
@@ -1742,6 +1742,7 @@ class Loop:
         self.selector = selectors.DefaultSelector()
         self.servers: list[Server] = []
         self.jobs: collections.deque[Callable[[], None]] = collections.deque()
+        self.answers: list[Connection] = []  # whose answers go out at the end of the turn
         self.held = 0  # bytes that came and wait, of all connections
         self.bound = BODIES_HELD * MAX_BODY
         self.due: list[Callable[[], None]] = []  # what else is to be done each TICK
@@ -1764,6 +1765,9 @@ class Loop:
                 self.jobs.popleft()()
                 if time.monotonic() > until:
                     break
+            answers, self.answers = self.answers, []
+            for connection in answers:  # together: to wake a client for each costs more than all
+                connection.step()
             log.flush()
             if (now := time.monotonic()) >= next_tick:
                 faulthandler.cancel_dump_traceback_later()
