@@ -1081,6 +1081,14 @@ def validate(obj, request):
         self.assertEqual(answers.count(b"HTTP/1.1 200 OK\r\n"), 2)
         self.assertEqual(answers.count(b"Connection: close"), 1)
 
+    def test_a_refusal_after_an_answer_comes_at_once(self):
+        """The second of two requests that came together is refused while the first is sent."""
+        with Whook(patches="whook.TICK = 60") as server:
+            answers = server.raw(request_bytes() + b"rubbish\r\n\r\n", timeout=15)
+            server.process.kill()
+        self.assertEqual(answers.count(b"HTTP/1.1 200 OK\r\n"), 1)
+        self.assertEqual(answers.count(b"HTTP/1.1 400 Bad Request\r\n"), 1)
+
     def test_a_head_in_pieces(self):
         with self.whook.connect() as client:
             data = request_bytes(Connection="close")
@@ -1573,6 +1581,14 @@ class Process(unittest.TestCase):
             self.assertTrue(server.logged("Timeout"))
             self.assertTrue(server.logged("p.py", "line 2 in mutate"))
 
+    def test_a_policy_that_kills_its_process(self):
+        source = "import os\ndef mutate(o, r):\n if r.uid == 'die': os._exit(9)"
+        with Whook(policies={"p": source}) as server:
+            self.assertEqual(server.post()[0], 200)
+            with self.assertRaises(OSError):
+                server.post(review(uid="die"))
+            self.assertEqual(server.process.wait(10), 9)
+
     def test_loading_is_stopped_and_the_last_good_set_stays(self):
         with Whook(policies={"p": LABEL}) as server:
             for source, says in [
@@ -1779,6 +1795,11 @@ class CommandLine(unittest.TestCase):
                 f"can't listen on 127.0.0.1, port {port}: Address already in use",
             ),
             ((*good, f"--client-ca={bad}"), f"can't serve with {bad}: "),
+            (
+                (f"--tls-cert={self.key}", f"--tls-key={self.cert}"),
+                f"can't serve with {self.key} with {self.cert}: they are swapped",
+            ),
+            ((*good, "--host=no.such.invalid"), "--host no.such.invalid has no address here"),
         ]:
             with self.subTest(message):
                 status, printed = self.run_whook(*arguments)
@@ -1844,6 +1865,26 @@ class CommandLine(unittest.TestCase):
                 server.collected.wait(5)
                 self.assertTrue(server.logged("INFO drain"))
                 self.assertTrue(server.logged("INFO end"))
+
+    def test_missing_flags_have_a_hint(self):
+        printed = self.run_whook("--tls-cert=a")[1]
+        self.assertIn("the following arguments are required: --tls-key\n", printed)
+        self.assertIn("\nwhook: hint: `python certs.py local` makes", printed)
+
+    def test_help_says_the_defaults(self):
+        run = subprocess.run(
+            [sys.executable, ROOT / "whook.py", "--help"], capture_output=True, text=True
+        )
+        for default in ("(8443)", "(8080)", "(7340032)", "(1000)", "(95)", "(text)"):
+            self.assertIn(default, run.stdout)
+
+    @unittest.skipUnless(socket.has_dualstack_ipv6(), "there is no IPv6 here")
+    def test_all_addresses_are_those_of_both_families(self):
+        for host in ("", "::"):
+            with self.subTest(host=host), whook.listen(host, 0, "--port") as listener:
+                port = listener.getsockname()[1]
+                socket.create_connection(("127.0.0.1", port), 5).close()
+                socket.create_connection(("::1", port), 5).close()
 
     def test_version(self):
         run = subprocess.run(

@@ -1752,7 +1752,7 @@ class Loop:
         """Turn until it has ended."""
         watched, next_tick = False, 0.0
         while not ended():
-            left = 0.0 if self.jobs else max(next_tick - time.monotonic(), 0.0)
+            left = 0.0 if self.jobs or self.answers else max(next_tick - time.monotonic(), 0.0)
             ready = self.selector.select(left)
             for key, _ in ready:
                 key.data()
