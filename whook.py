@@ -1235,21 +1235,27 @@ class Connection:
 
     def step(self) -> None:
         """Go on with what the phase asks for, as far as the socket lets it."""
+        if self.phase in ("fresh", "idle", "head", "body"):
+            self.attempt(self.receive)
+        elif self.phase == "handshake":
+            self.queue()
+        elif self.phase == "write":
+            self.attempt(self.write)
+        elif self.phase == "waiting":
+            self.want(0)  # what comes after a whole request waits in the kernel
+        elif self.phase == "linger":
+            self.attempt(self.discard)
+
+    def attempt(self, action: Callable[[], None]) -> None:
+        """Do it, and be called again when the socket can go on."""
         try:
-            if self.phase in ("fresh", "idle", "head", "body"):
-                self.receive()
-            elif self.phase == "handshake":
-                self.queue()
-            elif self.phase == "write":
-                self.write()
-            elif self.phase == "waiting":
-                self.want(0)  # what comes after a whole request waits in the kernel
-            elif self.phase == "linger" and not socket.socket.recv(self.socket, 4 * RECORD):
-                self.close()  # nothing more comes, TLS or not
-        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
-            write = isinstance(error, ssl.SSLWantWriteError) or (
-                self.phase == "write" and not isinstance(error, ssl.SSLWantReadError)
-            )
+            action()
+        except ssl.SSLWantReadError:
+            self.want(selectors.EVENT_READ)
+        except ssl.SSLWantWriteError:
+            self.want(selectors.EVENT_WRITE)
+        except BlockingIOError:  # without TLS
+            write = self.phase == "write"
             self.want(selectors.EVENT_WRITE if write else selectors.EVENT_READ)
         except OSError as error:
             self.broke(error)
@@ -1266,16 +1272,16 @@ class Connection:
         if self.phase == "waiting":
             self.server.finish_request(self, self.peer)  # type: ignore[arg-type]
         elif self.phase == "handshake":
-            try:
-                self.socket.do_handshake()  # type: ignore[attr-defined]
-                self.enter("fresh")
-                self.want(selectors.EVENT_READ)
-            except ssl.SSLWantReadError:
-                self.want(selectors.EVENT_READ)
-            except ssl.SSLWantWriteError:
-                self.want(selectors.EVENT_WRITE)
-            except OSError as error:
-                self.broke(error)
+            self.attempt(self.shake_hands)
+
+    def shake_hands(self) -> None:
+        self.socket.do_handshake()  # type: ignore[attr-defined]
+        self.enter("fresh")
+        self.want(selectors.EVENT_READ)
+
+    def discard(self) -> None:
+        if not socket.socket.recv(self.socket, 4 * RECORD):  # below TLS
+            self.close()
 
     def receive(self) -> None:
         """Take what came, a record at a time (so none is left that the selector can't see), but
