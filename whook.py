@@ -2091,6 +2091,7 @@ def listen(host: str, port: int, flag: str) -> socket.socket:
     family = socket.AF_INET6 if both or ":" in host else socket.AF_INET
     listen_on = functools.partial(socket.create_server, family=family, dualstack_ipv6=both)
     try:
+        socket.getaddrinfo(host or None, port)
         return listen_on((host, port), backlog=BACKLOG)
     except socket.gaierror:
         raise SetupError(f"--host {host} has no address here", "name an address") from None
