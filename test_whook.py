@@ -85,6 +85,10 @@ class HouseRules(unittest.TestCase):
             {n for n in names if n.split(".")[0] not in sys.stdlib_module_names}, set()
         )
 
+    def test_it_has_no_thread_no_fork_and_no_lock(self):
+        for word in ("threading", "multiprocessing", "concurrent", "fork(", "Lock("):
+            self.assertNotIn(word, self.source)
+
     def test_its_sections_stand_in_the_order_of_its_map(self):
         titles = re.findall(r"^# -+ (\d+ .+)$", self.source, re.M)
         self.assertEqual([int(title.split()[0]) for title in titles], list(range(2, 12)))

@@ -1419,7 +1419,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
     server: Server
 
     def setup(self) -> None:
-        self.connection = self.request
         self.head, self.body = self.request.take()
 
     def handle(self) -> None:
