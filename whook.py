@@ -80,9 +80,7 @@ PATIENCE = {
     "write": (10.0, 3.0),
     "linger": (2.0, 2.0),  # what still comes is thrown away, so that its sender sees the answer
 }
-LIFETIME = (
-    60.0  # of a connection, more or less; then an answer closes it, so that new pods get some
-)
+LIFETIME = 60.0  # of a connection, about; then an answer closes it, so that new pods get some
 MAX_ANSWERS = 1000  # on one connection: a client that prefers the last used keeps few, and busy
 MAX_TIMEOUT = 30.0  # of a review: admissionregistration.k8s.io/v1 allows no more
 DEFAULT_TIMEOUT = 10.0  # of a review without ?timeout=, as there

@@ -16,7 +16,6 @@ import functools
 import http.client
 import json
 import multiprocessing
-import os
 import ssl
 import sys
 import tempfile
@@ -177,7 +176,7 @@ def soak(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     rotation.health = servers.free_port()
     peer = servers.whook("--health-port", str(rotation.health), policies=str(folder / "policies"))
     ready = functools.partial(load.is_ready, authority=authority)
-    place = (cert, key, options.workers, folder / "server.log", ready)
+    place = (cert, key, 1, folder / "server.log", ready)
     with servers.running(peer, *place) as (server, _):
         rotation.port = server.place.port
         return attend(options, rotation, server, authority)
@@ -251,7 +250,6 @@ def main() -> int:
     add = parser.add_argument
     add("--reviews", type=int, default=1_000_000)
     add("--minutes", type=float, default=30, help="that it may take at most")
-    add("--workers", type=int, default=len(os.sched_getaffinity(0)))
     add("--output", type=Path, help="where to write what was measured (default: bench/soak.json)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
