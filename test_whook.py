@@ -325,7 +325,7 @@ class ParseReview(unittest.TestCase):
     def test_objects_from_outside_are_nobody_elses(self):
         request = whook.parse_review(POD)
         before = request.object
-        request.working_copy()["spec"] = None
+        request.own_object()["spec"] = None
         self.assertEqual(before, json.loads(POD)["request"]["object"])
         self.assertEqual(request.object, before)
 
@@ -703,6 +703,67 @@ class Evaluate(unittest.TestCase):
         self.assertEqual(apply(sent, response.patch), sent | {"x": [1, 2]})
         self.assertEqual(response.changed_by, {"a": 1, "b": 1})
         self.assertEqual(list(response.spent), ["a", "b", "c"])
+
+    def test_no_way_to_a_field_escapes_the_patch(self):
+        """mutate edits a dict that freezes what is looked at, by whatever method."""
+        sent = json.loads(POD)["request"]["object"]
+        changed = json.loads(POD)["request"]["object"]
+        changed["spec"]["nodeName"] = "n"
+        for way in (
+            "o['spec']",
+            "o.get('spec')",
+            "o.setdefault('spec', 1)",
+            "o.pop('spec'); o['spec'] = x",
+            "dict(o.items())['spec']",
+            "[v for v in o.values() if type(v) is dict and 'containers' in v][0]",
+            "{**o}['spec']",
+            "dict(o)['spec']",
+            "(o | {})['spec']",
+            "({} | o)['spec']",
+            "o.copy()['spec']",
+            "copy.copy(o)['spec']",
+            "(lambda spec, **rest: spec)(**o)",
+            "operator.itemgetter('spec')(o)",
+            "collections.ChainMap(o)['spec']",
+            "{k: o[k] for k in o}['spec']",
+            "next(v for k, v in iter(o.popitem, 0) if k == 'spec'); o |= kept; o['spec'] = x",
+            "copy.deepcopy(o)['spec']; o['spec'] = x",
+            "json.loads(json.dumps(o))['spec']; o['spec'] = x",
+        ):
+            source = (
+                "import collections, copy, json, operator\ndef mutate(o, r):\n"
+                f" kept = {{k: v for k, v in r.object.items()}}\n x = {way}\n x['nodeName'] = 'n'"
+            )
+            with self.subTest(way):
+                first, *then = way.split("; ")
+                source = source.replace(f"x = {way}", f"x = {first}\n " + "\n ".join(then))
+                for more in ({}, {"b": "def mutate(o, r): o['spec']['containers']"}):
+                    response = self.run_policies(a=source, **more)
+                    self.assertEqual(apply(sent, response.patch), changed)
+        source = "def mutate(o, r):\n match o:\n  case {'spec': x, **rest}: x['nodeName'] = 'n'"
+        self.assertEqual(apply(sent, self.run_policies(a=source).patch), changed)
+        for source, left in [
+            ("del o['spec']", {k: v for k, v in sent.items() if k != "spec"}),
+            ("o.clear()", {}),
+            ("o |= {'spec': None, 'new': 1}", sent | {"spec": None, "new": 1}),
+            ("o['spec'], o['status'] = o['status'], o['spec']", None),
+            ("o['metadata']['spec'] = o['spec']", None),
+        ]:
+            with self.subTest(source):
+                wanted = left
+                if wanted is None:
+                    wanted = json.loads(POD)["request"]["object"]
+                    exec(source, {}, {"o": wanted})
+                response = self.run_policies(a=f"def mutate(o, r): {source}")
+                self.assertEqual(apply(sent, response.patch), wanted)
+
+    def test_a_copy_of_the_object_is_a_plain_dict(self):
+        source = (
+            "import copy\ndef mutate(o, r):\n"
+            " assert isinstance(o, dict) and o == r.object and repr(o) == repr(r.object)\n"
+            " assert {*map(type, (copy.copy(o), copy.deepcopy(o), o.copy(), o | {}))} == {dict}"
+        )
+        self.assertEqual(self.run_policies(a=source).patch, [])
 
     def test_validate_has_a_copy_of_its_own(self):
         response = self.run_policies(

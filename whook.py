@@ -51,7 +51,7 @@ import socket
 import ssl
 import time
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, NoReturn, TypeVar
 
@@ -254,35 +254,25 @@ class Request:
     options: dict[str, Any] | None
     deadline: float
 
-    def __init__(self, obj: dict[str, Any] | None) -> None:
+    def __init__(self, obj: dict[str, Any] | None, body: bytes | bytearray) -> None:
         self.response = Response()
         self.has_object = obj is not None  # False on DELETE
-        self._parsed = obj
+        self._body, self._parsed = body, obj
         self._object: dict[str, Any] | None = None
-        self._frozen: Frozen | None = None
 
     @property
     def object(self) -> Any:
         """The object as the API server sent it; None on DELETE. Not what a policy edits."""
         if self._object is None and self.has_object:
-            self._object = thaw_fields(self.freeze())
+            self._object = _decode(self._body)["request"]["object"]
         return self._object
 
-    def freeze(self) -> Frozen:
-        """The object as it came, to compare with and to copy from. Refusal if too deep."""
-        if self._frozen is None:
-            try:
-                self._frozen = freeze_fields(self._parsed or {})
-            except ValueError:
-                raise Refusal(400, "the object is nested too deeply") from None
-        return self._frozen
-
-    def working_copy(self) -> Any:
-        """A copy of the object, for a policy to edit; the first one is what was parsed, which
-        nobody else holds."""
-        frozen, parsed = self.freeze(), self._parsed
-        self._parsed = None
-        return thaw_fields(frozen) if parsed is None else parsed
+    def own_object(self) -> Any:
+        """The object, for the caller alone: what was parsed, or that parsed once more."""
+        parsed, self._parsed = self._parsed, None
+        if parsed is None and self.has_object:
+            parsed = _decode(self._body)["request"]["object"]
+        return parsed
 
     def deny(self, message: str, code: int = 403, reason: str = "Forbidden") -> NoReturn:
         """End the review: the API server refuses the user's request with this message, which
@@ -327,28 +317,26 @@ def freeze(value: Any) -> bytes:
     return marshal.dumps(value, 2)
 
 
-thaw: Callable[[bytes], Any] = marshal.loads  # only ever reads what was frozen here
-Frozen = dict[str, Any]  # an object: each field of its fields as bytes
+thaw: Callable[[Any], Any] = marshal.loads  # only ever reads what was frozen here
+Frozen = bytes | dict[str, bytes]  # a field of an object: an object's own fields one by one
 
 
-def freeze_fields(obj: dict[str, Any]) -> Frozen:
-    """The object frozen two levels down (metadata.labels, spec.containers), so that only what
-    changes is looked at closely.
+def freeze_field(value: Any) -> Frozen:
+    """A field of an object, with what is in it apart (metadata.labels, spec.containers), so that
+    only what changes is looked at closely.
 
     Equal bytes mean equal values, but not the other way round: version 4 writes a value that is
-    referred to twice in another way. It takes half the time of version 2."""
-    dumps = marshal.dumps
-    return {
-        key: {k: dumps(v, 4) for k, v in value.items()} if type(value) is dict else dumps(value, 4)
-        for key, value in obj.items()
-    }
+    referred to twice in another way. It takes half the time of version 2. Refusal if too deep."""
+    try:
+        if type(value) is dict:
+            return {key: marshal.dumps(item, 4) for key, item in value.items()}
+        return marshal.dumps(value, 4)
+    except ValueError:
+        raise Refusal(400, "the object is nested too deeply") from None
 
 
-def thaw_fields(frozen: Frozen) -> dict[str, Any]:
-    return {
-        key: {k: thaw(v) for k, v in value.items()} if type(value) is dict else thaw(value)
-        for key, value in frozen.items()
-    }
+def thaw_field(frozen: Frozen) -> Any:
+    return {k: thaw(v) for k, v in frozen.items()} if type(frozen) is dict else thaw(frozen)
 
 
 def parse_review(body: bytes | bytearray, deadline: float = math.inf) -> Request:
@@ -362,7 +350,7 @@ def parse_review(body: bytes | bytearray, deadline: float = math.inf) -> Request
     if type(fields) is not dict:
         raise Refusal(400, "the AdmissionReview has no request")
     obj = _field(fields, "object", dict, None)
-    request = Request(obj)
+    request = Request(obj, body)
     request.api_version, request.deadline = review["apiVersion"], deadline
     request.uid = _field(fields, "uid", str, "")
     if not 0 < len(request.uid) <= MAX_UID:
@@ -1001,52 +989,98 @@ def evaluate(request: Request, policies: Iterable[Policy], verb: Verb = "mutate"
     return response
 
 
+class Object(dict[str, Any]):
+    """What mutate edits: a dict that freezes each field before it hands it out for the first time.
+    What nobody looked at can't have been changed, and most policies look at little."""
+
+    __slots__ = ("frozen", "parsed")
+
+    def __init__(self, parsed: dict[str, Any], frozen: dict[str, Frozen]) -> None:
+        super().__init__(parsed)
+        self.update({key: thaw_field(field) for key, field in frozen.items()})
+        self.parsed, self.frozen = parsed, frozen
+
+    def look(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            if key in self.parsed:
+                self.frozen[key] = freeze_field(self.parsed.pop(key))
+
+    def __reduce__(self) -> tuple[type, tuple[dict[str, Any]]]:
+        return dict, (dict(self),)  # a copy is a dict like any other
+
+
+def _looks(everywhere: bool, method: Any) -> Any:
+    """The dict's method, after a look at the field that it hands out, or at all of them."""
+
+    def looks(self: Object, *arguments: Any) -> Any:
+        self.look([*self.parsed] if everywhere else arguments[:1])
+        return method(self, *arguments)
+
+    return looks
+
+
+for _name_of_method in ("__getitem__", "get", "pop", "setdefault"):
+    setattr(Object, _name_of_method, _looks(False, getattr(dict, _name_of_method)))
+for _name_of_method in ("__iter__", "__or__", "copy", "items", "popitem", "values"):
+    setattr(Object, _name_of_method, _looks(True, getattr(dict, _name_of_method)))
+
+
 def _mutate(request: Request, response: Response, policies: Iterable[Policy]) -> None:
-    state: Frozen | None = None
+    parsed: dict[str, Any] = request.own_object() or {}
+    frozen: dict[str, Frozen] = {}
     for policy in policies:
         if policy.mutate is None or not request.has_object:  # on DELETE there is nothing to patch
             continue
-        # a copy for each: what one policy put in may be a constant of its own
-        obj = request.working_copy() if state is None else thaw_fields(state)
-        state = request.freeze() if state is None else state
+        obj = Object(parsed, frozen)  # what is frozen is copied: it may be another's constant
         _run(policy, policy.mutate, obj, request, response)
-        after = _frozen_or_none(obj)
-        if after != state:
-            steps = _steps(policy, state, after or {}, obj)
+        if steps := _steps(policy, obj, dict(dict.items(obj))):
             response.patch += steps
             response.changed_by[policy.name] = len(steps)
-            state = after or freeze_fields(obj)
 
 
-def _frozen_or_none(obj: dict[str, Any]) -> Frozen | None:
+def _steps(policy: Policy, obj: Object, after: dict[str, Any]) -> Patch:
+    """The patch for what differs of the fields that the policy looked at or set; `obj.frozen` is
+    what it made of them, then."""
+    obj.look([key for key, value in obj.parsed.items() if after.get(key, obj) is not value])
+    old: dict[str, Any] = {}
+    new: dict[str, Any] = {}
+    made: dict[str, Frozen | None] = {}
+    for key in {**obj.frozen, **after}:
+        if key in obj.parsed:
+            continue
+        one, other = obj.frozen.get(key), _frozen_or_none(after, key)
+        if one == other and one is not None:
+            continue
+        made[key] = other
+        if type(one) is dict and type(other) is dict:
+            old[key] = {k: v for k, v in one.items() if other.get(k) != v}
+            new[key] = {k: v for k, v in after[key].items() if one.get(k) != other[k]}
+        else:
+            old |= {} if one is None else {key: one}
+            new |= {key: after[key]} if key in after else {}
     try:
-        return freeze_fields(obj)
-    except ValueError:
+        patch = diff({key: thaw_field(field) for key, field in old.items()}, new)
+    except (ValueError, RecursionError) as error:
+        raise PolicyFault(policy, "patch", f"what it made can't be sent: {error}") from None
+    for key, field in made.items():
+        obj.frozen.pop(key, None) if field is None else obj.frozen.update({key: field})
+    return patch
+
+
+def _frozen_or_none(fields: dict[str, Any], key: str) -> Frozen | None:
+    try:
+        return freeze_field(fields[key]) if key in fields else None
+    except Refusal:
         return None  # what can't be frozen is no JSON: diff() says where
 
 
-def _steps(policy: Policy, before: Frozen, after: Frozen, obj: dict[str, Any]) -> Patch:
-    old: dict[str, Any] = {}  # what differs of both, so that only that is thawed and compared
-    new: dict[str, Any] = {}
-    for key in {**before, **obj}:
-        one, other = before.get(key), after.get(key)
-        if type(one) is dict and type(other) is dict:
-            old[key] = {k: v for k, v in one.items() if other.get(k) != v}
-            new[key] = {k: v for k, v in obj[key].items() if one.get(k) != other[k]}
-        elif one is None or one != other:
-            old |= {key: one} if key in before else {}
-            new |= {key: obj[key]} if key in obj else {}
-    try:
-        return diff(thaw_fields(old), new)
-    except (ValueError, RecursionError) as error:
-        raise PolicyFault(policy, "patch", f"what it made can't be sent: {error}") from None
-
-
 def _validate(request: Request, response: Response, policies: Iterable[Policy]) -> None:
-    for policy in policies:
-        if policy.validate is not None:
-            obj = request.working_copy() if request.has_object else None
-            _run(policy, policy.validate, obj, request, response)
+    asked = [policy for policy in policies if policy.validate]
+    obj = request.own_object()
+    frozen = freeze_field(obj) if len(asked) > 1 else b""
+    for policy in asked:
+        obj = thaw_field(frozen) if frozen else obj  # a copy for each
+        _run(policy, policy.validate, obj, request, response)  # type: ignore[arg-type]
 
 
 def _warn(request: Request, response: Response, policies: Iterable[Policy]) -> None:
@@ -1075,6 +1109,8 @@ def _run(
         returned = budget.call(function, obj, request)
     except Denied:
         pass
+    except Refusal:  # of the object
+        raise
     except BaseException as error:
         cause = "time" if budget.lines or isinstance(error, TimeUp) else "exception"
         raise PolicyFault(policy, cause, describe(error, policy.path)) from error
@@ -1085,7 +1121,7 @@ def _run(
     if not response.allowed:  # a bare `except:` in the policy can't undo its denial
         raise Denied
     if returned is not None:
-        kind = type(returned).__name__
+        kind = "dict" if isinstance(returned, dict) else type(returned).__name__
         raise PolicyFault(policy, "return", f"it returned a {kind}, not None: deny() refuses")
 
 
@@ -1126,8 +1162,9 @@ class Answer(NamedTuple):
     content_type: str = "application/json"
 
 
-_REQUEST_LINE = re.compile(rb"([A-Z]{1,16}) (/[!-~]*) HTTP/(1\.[01])\r\n").fullmatch
-_HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\t -~\x80-\xff]*)\r\n").fullmatch
+_REQUEST_LINE = re.compile(r"([A-Z]{1,16}) (/[!-~]*) HTTP/(1\.[01])").fullmatch
+_HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t -~\x80-\xff]*)").fullmatch
+_MAKES_ROOM = ("handshake", "fresh", "idle")  # phases in which nobody waits for an answer
 _SINGLE = {"host", "content-length", "transfer-encoding", "content-type", "expect"}
 _PHRASES = {status.value: status.phrase for status in http.HTTPStatus}
 _REASONS = {400: "BadRequest", 404: "NotFound", 405: "MethodNotAllowed", 500: "InternalError"}
@@ -1146,31 +1183,29 @@ def status_answer(refusal: Refusal) -> Answer:
 def read_head(data: bytes) -> Head:
     """A request's head, blank line and all, read strictly; Refusal (400, 431) for anything two
     readers could take in two ways."""
-    first, *lines = data.splitlines(keepends=True) or [b""]
-    if max(map(len, [first, *lines])) > MAX_LINE:
+    first, *lines = data.decode("latin-1").split("\r\n")
+    if max(map(len, [first, *lines])) > MAX_LINE - 2:
         raise Refusal(431, f"a line of the head is longer than {MAX_LINE} bytes")
     match = _REQUEST_LINE(first)
     if not match:
         raise Refusal(400, "the request line is not like POST /mutate HTTP/1.1")
-    method, target, version = (part.decode("ascii") for part in match.groups())
-    if len(lines) > MAX_HEADERS + 1:
+    if len(lines) > MAX_HEADERS + 2:
         raise Refusal(431, f"there are more than {MAX_HEADERS} headers")
     headers: dict[str, str] = {}
     for line in lines:
-        if line == b"\r\n":
+        if not line:
             break
-        match = _HEADER(line)
-        if not match:
+        if not (header := _HEADER(line)):
             raise Refusal(400, "a header is malformed, folded, or has a space before its colon")
-        name = match[1].decode("ascii").lower()
+        name, value = header[1].lower(), header[2].strip()
         if name in _SINGLE and name in headers:
             raise Refusal(400, f"the header {name} stands there twice")
-        headers[name] = match[2].decode("latin-1").strip()
-    else:
+        headers[name] = value
+    if lines[-2:] != ["", ""]:
         raise Refusal(400, "the head does not end in a blank line")
-    if version == "1.1" and "host" not in headers:
+    if match[3] == "1.1" and "host" not in headers:
         raise Refusal(400, "the header host is missing")
-    return Head(method, target, version, headers)
+    return Head(match[1], match[2], match[3], headers)
 
 
 def body_length(head: Head, limit: int) -> int:
@@ -1194,137 +1229,128 @@ def body_length(head: Head, limit: int) -> int:
 class Connection:
     """A client: its socket, the bytes that came and those to go, and the phase that it is in.
 
-    The socket never blocks. The loop calls step() when it can be read or written, and work() when
-    it is this connection's turn for what costs time: a handshake, or the answer to a request.
+    live() is its whole life, top to bottom. The socket never blocks: live() yields the events that
+    it waits for, and go_on() lets it go on.
     """
 
-    __slots__ = ("closing", "ends", "events", "head", "left", "length", "peer", "phase", "queued",
-                 "received", "refused", "sending", "server", "since", "socket")  # fmt: skip
+    __slots__ = ("closing", "ends", "events", "head", "left", "length", "life", "loop", "peer",
+                 "phase", "received", "refused", "sending", "server", "since",
+                 "socket")  # fmt: skip
 
     def __init__(self, server: Server, client: socket.socket, peer: str, refused: bool) -> None:
-        self.server, self.socket, self.peer = server, client, peer
+        self.server, self.loop, self.socket, self.peer = server, server.loop, client, peer
         self.refused = refused  # over the bound: it will be told so
-        self.received = bytearray()
-        self.sending = memoryview(b"")
-        self.head: Head | None = None
+        self.received, self.sending = bytearray(), memoryview(b"")
+        self.head: Head | None = None  # of the request that is coming, and its body's length
         self.length = self.events = 0
         self.left = MAX_ANSWERS
-        self.queued = self.closing = False
+        self.closing = False
         self.enter("handshake" if isinstance(client, ssl.SSLSocket) else "fresh")
         self.ends = self.since + LIFETIME * random.uniform(0.75, 1.25)
-        self.want(selectors.EVENT_READ)
+        self.life = self.live()
 
-    def enter(self, phase: str) -> None:
-        idle = self.server.idle
-        idle.pop(self, None)
-        if phase in ("handshake", "fresh", "idle"):
-            idle[self] = None  # the last of those that can make room for others
-        self.phase, self.since = phase, time.monotonic()
+    def live(self) -> Iterator[int]:
+        if self.phase == "handshake":
+            yield selectors.EVENT_READ
+            yield from self.io(self.socket.do_handshake, dear=True)  # type: ignore[attr-defined]
+            self.enter("fresh")
+        while not self.closing:
+            try:
+                while not self.whole():
+                    data = yield from self.io(self.socket.recv, RECORD)
+                    if not data:
+                        return
+                    self.received += data
+                    self.loop.held += len(data)
+                self.enter("waiting")
+                self.queue()
+                yield self.events
+                self.server.finish_request(self, self.peer)  # type: ignore[arg-type]
+            except Refusal as refusal:  # the rest may not come: send() closes
+                self.send(self.server.refuse(refusal, self.peer))
+            yield self.events  # until the turn in which send() was called is over
+            self.enter("write")
+            while self.sending:
+                sent = yield from self.io(self.socket.send, self.sending)
+                self.sending = self.sending[sent:]
+            self.enter("idle")
+        self.drop(len(self.received))
+        self.enter("linger")
+        socket.socket.shutdown(self.socket, socket.SHUT_WR)  # below TLS: no more will come
+        while (yield from self.io(socket.socket.recv, self.socket, 4 * RECORD)):
+            pass
+
+    def io(self, call: Callable[..., Any], *arguments: Any, dear: bool = False) -> Any:
+        """What the call returns, when the socket lets it. A dear one waits for its turn, too."""
+        while True:
+            if dear:
+                self.queue()
+                yield 0
+            try:
+                return call(*arguments)
+            except ssl.SSLWantReadError:
+                yield selectors.EVENT_READ
+            except ssl.SSLWantWriteError:
+                yield selectors.EVENT_WRITE
+            except BlockingIOError:  # without TLS
+                write = self.phase == "write"
+                yield selectors.EVENT_WRITE if write else selectors.EVENT_READ
+
+    def queue(self) -> None:
+        jobs = self.loop.jobs
+        (jobs.appendleft if self.server.urgent else jobs.append)(self.go_on)
+
+    def go_on(self) -> None:
+        """Live on, to the next thing to wait for."""
+        try:
+            self.want(next(self.life))
+        except StopIteration:
+            self.close()
+        except OSError as error:
+            reason = getattr(error, "reason", None) or type(error).__name__
+            self.server.count("connection", peer=self.peer, error=f"{reason}: {error}")
+            self.close()
+
+    def ready(self) -> None:
+        """The socket can be read or written. What comes while a request waits stays there."""
+        if self.phase == "waiting":
+            self.want(0)
+        else:
+            self.go_on()
 
     def want(self, events: int) -> None:
         """Be called when the socket can be read, or written, or (0) not at all."""
         if events != self.events:
-            selector = self.server.loop.selector
             if self.events:
-                selector.unregister(self.socket)
+                self.loop.selector.unregister(self.socket)
             if events:
-                selector.register(self.socket, events, self.step)
+                self.loop.selector.register(self.socket, events, self.ready)
             self.events = events
 
-    def step(self) -> None:
-        """Go on with what the phase asks for, as far as the socket lets it."""
-        if self.phase in ("fresh", "idle", "head", "body"):
-            self.attempt(self.receive)
-        elif self.phase == "handshake":
-            self.queue()
-        elif self.phase == "write":
-            self.attempt(self.write)
-        elif self.phase == "waiting":
-            self.want(0)  # what comes after a whole request waits in the kernel
-        elif self.phase == "linger":
-            self.attempt(self.discard)
-
-    def attempt(self, action: Callable[[], None]) -> None:
-        """Do it, and be called again when the socket can go on."""
-        try:
-            action()
-        except ssl.SSLWantReadError:
-            self.want(selectors.EVENT_READ)
-        except ssl.SSLWantWriteError:
-            self.want(selectors.EVENT_WRITE)
-        except BlockingIOError:  # without TLS
-            write = self.phase == "write"
-            self.want(selectors.EVENT_WRITE if write else selectors.EVENT_READ)
-        except OSError as error:
-            self.broke(error)
-
-    def queue(self) -> None:
-        if not self.queued:
-            self.queued = True
-            jobs = self.server.loop.jobs
-            (jobs.appendleft if self.server.urgent else jobs.append)(self.work)
-
-    def work(self) -> None:
-        """What the loop does in this connection's turn."""
-        self.queued = False
-        if self.phase == "waiting":
-            self.server.finish_request(self, self.peer)  # type: ignore[arg-type]
-        elif self.phase == "handshake":
-            self.attempt(self.shake_hands)
-
-    def shake_hands(self) -> None:
-        self.socket.do_handshake()  # type: ignore[attr-defined]
-        self.enter("fresh")
-        self.want(selectors.EVENT_READ)
-
-    def discard(self) -> None:
-        if not socket.socket.recv(self.socket, 4 * RECORD):  # below TLS
-            self.close()
-
-    def receive(self) -> None:
-        """Take what came, a record at a time (so none is left that the selector can't see), but
-        not for ever: others wait."""
-        loop = self.server.loop
-        for _ in range(16):
-            data = self.socket.recv(RECORD)
-            if not data:
-                return self.close()
-            self.received += data
-            loop.held += len(data)
-            try:
-                if self.whole():
-                    return None
-            except Refusal as refusal:
-                return self.send(self.server.refuse(refusal, self.peer))
-        return None
+    def enter(self, phase: str) -> None:
+        self.phase, self.since = phase, time.monotonic()
 
     def whole(self) -> bool:
-        """Whether a whole request is here; if so, it waits for its turn. Refusal if it may not
-        come, or not to an end."""
-        if self.head is None and not self.read_head():
+        """Whether a whole request is here. Refusal if it may not come, or not to an end."""
+        if self.head is None and not self.take_head():
             return False
-        if self.server.loop.held > self.server.loop.bound:
+        if self.loop.held + max(self.length - len(self.received), 0) > self.loop.bound:
             raise Refusal(503, "whook is at its limit", **{"Retry-After": "1"})
-        if len(self.received) < self.length:
-            return False
-        self.enter("waiting")
-        self.queue()
-        return True
+        return len(self.received) >= self.length
 
-    def read_head(self) -> bool:
+    def take_head(self) -> bool:
         """Whether a head is here; it is taken off, and what it announces is checked."""
         end = _END_OF_HEAD(self.received)
         if not end:
             if len(self.received) > MAX_HEAD:
                 raise Refusal(431, f"the head is longer than {MAX_HEAD} bytes")
-            if self.phase != "head":
+            if self.received and self.phase != "head":
                 self.enter("head")
             return False
         self.head = read_head(bytes(self.received[: end.end()]))
         self.drop(end.end())
         self.length = body_length(self.head, self.server.max_body)
-        loop = self.server.loop
-        if self.refused or loop.held + self.length - len(self.received) > loop.bound:
+        if self.refused:
             raise Refusal(503, "whook is at its limit", **{"Retry-After": "1"})
         if len(self.received) < self.length:
             self.enter("body")
@@ -1333,7 +1359,7 @@ class Connection:
         return True
 
     def drop(self, count: int) -> None:
-        self.server.loop.held -= count
+        self.loop.held -= count
         del self.received[:count]
 
     def take(self) -> tuple[Head, bytearray]:
@@ -1341,44 +1367,23 @@ class Connection:
         body = self.received
         self.received = body[self.length :]
         del body[self.length :]
-        self.server.loop.held -= self.length
+        self.loop.held -= self.length
         return self.head, body  # type: ignore[return-value]
 
     def send(self, answer: Answer) -> None:
         """Answer the request: at once, or whenever the answer has come. A request that did not
         come whole, a time to end or a full life close the connection."""
+        if self.phase == "closed":
+            return
         self.left -= 1
         head, late = self.head, time.monotonic() > self.ends or not self.left
         self.closing = self.phase != "waiting" or head is None or not head.keep_alive()
         self.closing |= late or self.server.draining
         body = b"" if head and head.method == "HEAD" else answer.body
         self.sending = memoryview(_head_of(answer, self.closing) + body)
-        self.enter("write")
-        self.want(self.events or selectors.EVENT_READ)
-        self.server.loop.answers.append(self)
-
-    def write(self) -> None:
-        while self.sending:
-            self.sending = self.sending[self.socket.send(self.sending) :]
         self.head, self.length = None, 0
-        if self.closing:
-            self.drop(len(self.received))
-            self.enter("linger")
-            socket.socket.shutdown(self.socket, socket.SHUT_WR)  # below TLS: no more will come
-            return self.want(selectors.EVENT_READ)
-        self.enter("idle")
-        self.want(selectors.EVENT_READ)
-        if self.received:  # the next request came with this one
-            try:
-                self.whole()
-            except Refusal as refusal:
-                self.send(self.server.refuse(refusal, self.peer))
-        return None
-
-    def broke(self, error: OSError) -> None:
-        reason = getattr(error, "reason", None) or type(error).__name__
-        self.server.count("connection", peer=self.peer, error=f"{reason}: {error}")
-        self.close()
+        self.phase = "waiting"
+        self.loop.answers.append(self)
 
     def close(self) -> None:
         """Let go of all it holds."""
@@ -1386,6 +1391,7 @@ class Connection:
             self.drop(len(self.received))
             self.enter("closed")
             self.want(0)
+            self.life = iter(())
             self.server.connections.discard(self)
             self.server.close_request(self.socket)
 
@@ -1455,7 +1461,6 @@ class Server(http.server.HTTPServer):
         listener.setblocking(False)
         self.respond, self.loop = respond, loop
         self.connections: set[Connection] = set()
-        self.idle: dict[Connection, None] = {}  # who could make room, the longest idle first
         self.counted: Callable[[str], None] = lambda what: None  # told of each refusal
         self.accepting = False
         loop.servers.append(self)
@@ -1479,7 +1484,9 @@ class Server(http.server.HTTPServer):
                 self.count("overfull")
                 self.close_request(client)
             else:
-                self.connections.add(Connection(self, client, str(address[0]), full))
+                connection = Connection(self, client, str(address[0]), full)
+                self.connections.add(connection)
+                connection.go_on()
 
     def get_request(self) -> tuple[Any, Any]:
         client, address = self.socket.accept()
@@ -1495,10 +1502,10 @@ class Server(http.server.HTTPServer):
         return client, address
 
     def make_room(self) -> bool:
-        for connection in self.idle:
-            connection.close()
-            return True
-        return False
+        idle = [each for each in self.connections if each.phase in _MAKES_ROOM]
+        if idle:
+            min(idle, key=lambda each: each.since).close()
+        return bool(idle)
 
     def listen(self, accepting: bool) -> None:
         """Accept, or no more."""
@@ -1770,7 +1777,7 @@ class Loop:
                     break
             answers, self.answers = self.answers, []
             for connection in answers:  # together: to wake a client for each costs more than all
-                connection.step()
+                connection.go_on()
             log.flush()
             if (now := time.monotonic()) >= next_tick:
                 faulthandler.cancel_dump_traceback_later()
