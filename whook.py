@@ -81,7 +81,7 @@ PATIENCE = {
     "linger": (2.0, 2.0),  # what still comes is thrown away, so that its sender sees the answer
 }
 LIFETIME = 60.0  # of a connection, about; then an answer closes it, so that new pods get some
-MAX_ANSWERS = 1000  # on one connection: a client that prefers the last used keeps few, and busy
+MAX_ANSWERS = 200  # on one connection: a client that prefers the last used keeps few, and busy
 MAX_TIMEOUT = 30.0  # of a review: admissionregistration.k8s.io/v1 allows no more
 DEFAULT_TIMEOUT = 10.0  # of a review without ?timeout=, as there
 BUDGET = 1.0  # what all policies of a review may take together, and loading after a change
