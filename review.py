@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import importlib
 import itertools
 import json
 import re
@@ -337,7 +338,23 @@ examples:
 Exit status: 0 all allowed; 1 denied, failed, not idempotent or not acceptable; 2 wrong usage."""
 
 
+COMMANDS = {
+    "test": ("workbench.cases", "main"),
+    "new": ("workbench.cases", "new"),
+    "rules": ("workbench.rules", "main"),
+}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if arguments and arguments[0] in COMMANDS:
+        module, function = COMMANDS[arguments[0]]
+        return int(getattr(importlib.import_module(module), function)(arguments[1:]))
+    return review_objects(arguments)
+
+
+def review_objects(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="review",
         usage="python review.py [--policy FILE|DIR]... [-o diff|patch|object|review] FILE|-...",
@@ -373,4 +390,6 @@ def _read(file: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    import review  # itself, once: what is in workbench/ imports it by this name
+
+    sys.exit(review.main())
