@@ -20,10 +20,10 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import whook
+from workbench import documents
 
 Schema = dict[str, Any]
 
@@ -48,42 +48,13 @@ def load(paths: Sequence[str]) -> Schemas:
     names the file that holds none."""
     schemas = Schemas()
     for path in paths:
-        found = [Path(path)]
-        if found[0].is_dir():
-            found = sorted(p for p in found[0].iterdir() if p.suffix in (".json", ".yaml", ".yml"))
-        if not found:
-            raise whook.SetupError(f"no schema (*.json, *.yaml) in folder {path}", HINT)
-        for file in found:
-            schemas.read(str(file))
+        taken: dict[str, int] = {}
+        for document in documents.read(path):
+            taken[document.source] = taken.get(document.source, 0) + schemas.take(document)
+        for source, count in taken.items():
+            if not count:
+                raise whook.SetupError(f"{source} holds no schema", HINT)
     return schemas
-
-
-def _documents(file: str) -> list[Any]:
-    """All documents in the file, those in a List too."""
-    try:
-        text = Path(file).read_text(encoding="utf-8")
-        found = [json.loads(text)] if text.lstrip().startswith("{") else _yaml(text, file)
-    except (OSError, ValueError, RecursionError) as error:
-        raise whook.SetupError(f"can't read schemas from {file}: {_line(error)}", HINT) from None
-    lists = [one["items"] for one in found if type(one) is dict and type(one.get("items")) is list]
-    return found + [item for items in lists for item in items]
-
-
-def _yaml(text: str, file: str) -> list[Any]:
-    try:
-        import yaml
-    except ImportError:
-        raise whook.SetupError(
-            f"{file} is YAML, for which PyYAML is needed", "pip install pyyaml, or give JSON"
-        ) from None
-    try:
-        return list(yaml.load_all(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
-    except yaml.YAMLError as error:
-        raise ValueError(_line(error)) from None
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 # The keywords that are read, and what a schema must have there.
@@ -112,7 +83,7 @@ def _parts(schema: Schema) -> Iterator[tuple[str, Any]]:
 
 def _check(schema: Any, place: str) -> None:
     """ValueError if it can't be judged by."""
-    waiting, seen = [(place, schema)], set()
+    waiting = [(place, schema)]
     while waiting:
         place, one = waiting.pop()
         if type(one) is not dict:
@@ -123,9 +94,7 @@ def _check(schema: Any, place: str) -> None:
         for key in ("required", "x-kubernetes-list-map-keys"):
             if any(type(name) is not str for name in one.get(key, ())):
                 raise ValueError(f"{place}: {key} is not a list of names")
-        if id(one) not in seen:  # an alias in YAML may lead back
-            seen.add(id(one))
-            waiting += [(f"{place}.{key}", part) for key, part in _parts(one)]
+        waiting += [(f"{place}.{key}", part) for key, part in _parts(one)]
 
 
 def _show(value: Any) -> str:
@@ -143,20 +112,20 @@ class Schemas:
         self.definitions: dict[str, Schema] = {}
         self.types: dict[tuple[Any, Any], tuple[Schema, bool]] = {}
 
-    def read(self, file: str) -> None:
-        """Take what the file holds; whook.SetupError if that is nothing."""
-        taken = 0
+    def take(self, document: documents.Document) -> int:
+        """How many schemas were in the document; whook.SetupError if one is none."""
+        fields, found = document.value, 0
         try:
-            for document in _documents(file):
-                if type(document) is dict and "components" in document:
-                    taken += self._openapi(document["components"]["schemas"])
-                elif type(document) is dict and document.get("kind") == "CustomResourceDefinition":
-                    taken += self._crd(document["spec"])
+            if "components" in fields:
+                found = self._openapi(fields["components"]["schemas"])
+            elif fields.get("kind") == "CustomResourceDefinition":
+                found = self._crd(fields["spec"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = f"{error} is missing" if type(error) is KeyError else _line(error)
-            raise whook.SetupError(f"{file} holds no good schema: {reason}", HINT) from None
-        if not taken:
-            raise whook.SetupError(f"{file} holds no schema", HINT)
+            reason = f"{error} is missing" if type(error) is KeyError else str(error)
+            raise whook.SetupError(
+                f"{document.source}, line {document.line}: no good schema: {reason}", HINT
+            ) from None
+        return found
 
     def _openapi(self, definitions: dict[str, Schema]) -> int:
         for name, schema in definitions.items():
