@@ -27,8 +27,10 @@ from typing import Any
 
 import yaml
 
+from test_schema import OBJECTS, SCHEMAS, changes
 from testing import controlplane, pki
 from testing.server import wait_for
+from workbench.schema import load
 
 TOP = Path(__file__).parent
 MANIFESTS = TOP / "manifests"
@@ -789,6 +791,60 @@ class AnswersTest(unittest.TestCase):
                 "a call through the tunnel",
                 WITHIN,
             )
+
+
+# ---------------------------------------------------------------- the workbench's schema
+
+
+class Schema(unittest.TestCase):
+    """workbench/schema.py finds something just where an API server refuses to create the object,
+    with the API server's own schemas of the day and with those in testing/schemas/."""
+
+    PATHS = {  # noqa: RUF012
+        "v1": "/api/v1",
+        "apps/v1": "/apis/apps/v1",
+        "schema.example.com/v1": "/apis/schema.example.com/v1",
+    }
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        run("apply", "-f", str(SCHEMAS / "widget.yaml"))
+        crd = "customresourcedefinition/widgets.schema.example.com"
+        cls.addClassCleanup(kubectl, f"delete {crd}")
+        kubectl(f"wait --for=condition=Established {crd}")
+        cls.folder = Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
+        for path in cls.PATHS.values():
+            file = cls.folder / f"{path.strip('/').replace('/', '-')}.json"
+            wait_for(lambda: cls.published(path), f"the schema of {path}", WITHIN)  # noqa: B023
+            file.write_text(cls.published(path))
+
+    @staticmethod
+    def published(path: str) -> str:
+        done = cluster.kubectl("get", "--raw", f"/openapi/v3{path}", check=False)
+        return done.stdout if '"x-kubernetes-group-version-kind"' in done.stdout else ""
+
+    def refuses(self, item: dict[str, Any]) -> str:
+        """What the API server has against creating it; "" if nothing."""
+        path, kind = self.PATHS[item["apiVersion"]], item["kind"].lower()
+        options = "dryRun=All&fieldValidation=Strict"
+        resource = f"{path}/namespaces/default/{kind}s?{options}"
+        done = cluster.kubectl(
+            "create", "--raw", resource, "-f", "-", stdin=json.dumps(item), check=False
+        )
+        return done.stderr if done.returncode else ""
+
+    def test_the_objects_that_are_changed(self) -> None:
+        for kind, item in OBJECTS.items():
+            self.assertEqual(self.refuses(item), "", kind)
+
+    def test_what_the_api_server_refuses(self) -> None:
+        schemas = load([str(self.folder)])
+        for change in changes():
+            with self.subTest(change.kind, code=change.code):
+                before, after = change.made()
+                error = self.refuses(after)
+                self.assertEqual(bool(error), change.refused, error)
+                self.assertEqual(schemas.judge(before, after), change.found)
 
 
 if __name__ == "__main__":

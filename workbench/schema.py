@@ -186,7 +186,7 @@ class Judge:
         kinds = _kinds(schema)
         if new is None and schema.get("nullable"):
             return
-        if kinds and not any(_is(new, kind) for kind in kinds):
+        if kinds and not any(self.fits(new, kind) for kind in kinds):
             names = " or ".join(TYPES[kind][0] for kind in kinds)
             self.found.append(f"{path} is {self.show(new)}, and must be {names}")
             return
@@ -197,6 +197,13 @@ class Judge:
         if type(new) is list:
             self.items(schema, old if type(old) is list else [], new, path)
         self.combined(schema, old, new, path)
+
+    def fits(self, value: Any, kind: str) -> bool:
+        """1.0 is a whole number for a CRD's schema, but not for Kubernetes' decoder."""
+        _, types = TYPES.get(kind, ("", (type(value),)))
+        if kind == "integer" and type(value) is float:
+            return not self.own and value.is_integer()
+        return type(value) in types
 
     def resolved(self, schema: Schema) -> Schema:
         """The schema together with what its $ref points at, or the one in its allOf."""
@@ -210,7 +217,7 @@ class Judge:
             schema = {**target, **outer}
         if schema.get("x-kubernetes-embedded-resource"):
             properties = {**schema.get("properties", {}), **RESOURCE}
-            required = [*schema.get("required", []), "apiVersion", "kind"]
+            required = list(dict.fromkeys([*schema.get("required", []), "apiVersion", "kind"]))
             schema = {**schema, "properties": properties, "required": required}
         return schema
 
@@ -359,12 +366,6 @@ def _kinds(schema: Schema) -> list[str]:
         return [schema["type"]]
     parts = [part.get("type") for part in schema.get("oneOf", ())]  # as a Quantity has it
     return parts if None not in parts else []
-
-
-def _is(value: Any, kind: str) -> bool:
-    _, types = TYPES.get(kind, ("", (object,)))
-    whole = kind != "integer" or type(value) is not float or value.is_integer()
-    return object in types or (type(value) in types and whole)
 
 
 def _keys(schema: Schema) -> list[str]:
