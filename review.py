@@ -365,11 +365,16 @@ def review_objects(argv: Sequence[str]) -> int:
     parser.add_argument("--policy", metavar="FILE|DIR", action="append", default=[])
     formats = ("diff", "patch", "object", "review")
     parser.add_argument("-o", "--output", choices=formats, default="diff")
+    parser.add_argument("--webhooks", metavar="FILE", action="append", help="who would be asked?")
+    parser.add_argument("--namespace-label", metavar="KEY=VALUE", action="append", default=[])
     parser.add_argument("file", metavar="FILE", nargs="+", help="JSON; - is standard input")
     options = parser.parse_args(argv)
     try:
         policies = whook.load_policies(whook.read_sources(options.policy)).policies
         reviews = [review for file in options.file for review in read_reviews(_read(file), file)]
+        if options.webhooks:
+            rules = importlib.import_module("workbench.rules")
+            return int(rules.show_asked(reviews, options.webhooks, options.namespace_label))
         outcomes = [run(review, policies) for review in reviews]
     except (whook.SetupError, whook.Refusal) as error:
         hint = getattr(error, "hint", "the file must hold what an API server sends")
