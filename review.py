@@ -24,7 +24,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import whook
@@ -242,6 +242,7 @@ class Outcome:
     denials: dict[str, str] = dataclasses.field(default_factory=dict)
     failures: dict[str, str] = dataclasses.field(default_factory=dict)
     lints: list[str] = dataclasses.field(default_factory=list)
+    strict: bool = False  # lints are errors
     notes: list[str] = dataclasses.field(default_factory=list)
 
     @property
@@ -254,7 +255,8 @@ class Outcome:
 
     @property
     def good(self) -> bool:
-        return not (self.denied or self.fault or self.refusals or self.not_idempotent)
+        wrong = self.denied or self.fault or self.refusals or self.not_idempotent
+        return not (wrong or (self.strict and self.lints))
 
 
 def run(review: dict[str, Any], policies: Sequence[whook.Policy]) -> Outcome:
@@ -411,7 +413,7 @@ def remarks(outcome: Outcome) -> list[str]:
         start = f'policy "{step.policy}" is not idempotent: on its own result it'
         lines += [f"{start} makes {json.dumps(step.again)}"] if step.again else []
         lines += [f"{start} says: {step.denies}"] if step.denies else []
-    lines += [f"an API server would refuse the result: {what}" for what in outcome.refusals]
+    lines += [f"an API server would not take the result: {what}" for what in outcome.refusals]
     if outcome.fault:
         lines.append("with failurePolicy: Ignore the object passes as it was sent")
     return lines + [f"lint: {lint}" for lint in outcome.lints]
@@ -467,6 +469,8 @@ class Report:
             print(f"\r{self.count} reviewed", end="", file=sys.stderr, flush=True)
         if self.output == "summary":
             self.summary.add(outcome)
+            for lint in outcome.lints:
+                print("\r\033[K" * self.progress + f"lint: {lint}", file=sys.stderr)
         elif self.output == "junit":
             request = outcome.request
             wrong = [] if outcome.good else as_kubectl(outcome) + remarks(outcome)
@@ -480,7 +484,8 @@ class Report:
     def show(self, outcome: Outcome) -> None:
         print(show(outcome, self.output, sys.stdout.isatty()))
         for line in as_kubectl(outcome) + remarks(outcome):
-            print(line, file=sys.stdout if self.output == "diff" else sys.stderr)
+            result = self.output == "diff" and not line.startswith("lint: ")
+            print(line, file=sys.stdout if result else sys.stderr)
 
     def end(self) -> None:
         if self.progress:
@@ -504,7 +509,8 @@ examples:
   python review.py --policy policies --old before.yaml after.yaml
   kubectl get deployments,pods -A -o json | python review.py --policy policies -o summary -
 
-Exit status: 0 all allowed; 1 denied, failed, not idempotent or not acceptable; 2 wrong usage."""
+Exit status: 0 all allowed; 1 denied, failed, not idempotent or not acceptable, with --strict also
+a lint; 2 wrong usage."""
 COMMANDS = {
     "test": ("workbench.cases", "main"),
     "new": ("workbench.cases", "new"),
@@ -548,6 +554,9 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("file", metavar="FILE|DIR", nargs="+", help="YAML or JSON; - is standard input")
     add("--policy", metavar="FILE|DIR", action="append", help="repeatable")
     add("-o", "--output", choices=FORMATS, default="diff", help="(diff)")
+    add("--schema", metavar="FILE|DIR", action="append", default=[],
+        help="the cluster's own, for what policies change; repeatable")  # fmt: skip
+    add("--strict", action="store_true", help="lints are errors")
     request = parser.add_argument_group("what is requested, where the files hold objects")
     add = request.add_argument
     add("--old", metavar="FILE|DIR", default="", help="an UPDATE of what is in there")
@@ -612,10 +621,12 @@ def review_objects(options: argparse.Namespace) -> int:
         namespace=options.namespace,
         plurals=dict(options.plural),
     )
+    look = second_look(options, policies)
     report, good = Report(options.output), True
     try:
         for document, review in reviews:
             outcome = judge(document, review, policies, options)
+            look(review, outcome)
             report.add(document, outcome)
             good = good and outcome.good
     finally:
@@ -629,14 +640,52 @@ def judge(
     policies: Sequence[whook.Policy],
     options: argparse.Namespace,
 ) -> Outcome:
-    """Run the policies, and whatever else is to be asked of this review. Here is where the modules
-    of workbench/ join in: --schema adds to `refusals`, --webhooks to `notes`, lints to `lints`."""
+    """Run the policies, and whatever else is to be asked of this review: --webhooks to `notes`."""
     try:
         return run(review, policies)
     except whook.Refusal as refusal:
         where = f"{document.source}, line {document.line}"
         hint = "the file must hold what an API server sends"
         raise whook.SetupError(f"{where}: {refusal.message}", hint) from None
+
+
+def second_look(
+    options: argparse.Namespace, policies: Sequence[whook.Policy]
+) -> Callable[[dict[str, Any], Outcome], None]:
+    """What --schema adds to an outcome's refusals, and the lints: each once, of however many
+    objects it is true."""
+    schemas = importlib.import_module("workbench.schema").load(options.schema)
+    lints = importlib.import_module("workbench.lints")
+    shown: set[str] = set()
+
+    def look(review: dict[str, Any], outcome: Outcome) -> None:
+        if options.schema and outcome.after != outcome.before:
+            by_schema(schemas, outcome)
+        if options.strict or options.output in LINTED:
+            found = lints.find(review, policies, outcome)
+            outcome.lints = [lint for lint in found if lint not in shown]
+            outcome.strict = options.strict
+            shown.update(found)
+
+    return look
+
+
+LINTED = ("diff", "json", "junit")  # an inventory of a cluster is no time for them
+
+
+def by_schema(schemas: Any, outcome: Outcome) -> None:
+    """Judge by the type's schema what else is only known from the types that values had before;
+    those findings are the ones with a JSON Pointer."""
+    if not schemas.knows(outcome.after):
+        kind = f"{_at(outcome.after, 'apiVersion')} {_at(outcome.after, 'kind')}"
+        outcome.notes.append(f"none of the schemas is for {kind}: its fields are not judged")
+        return
+    obj, found = outcome.before, schemas.judge(outcome.before, outcome.after)
+    outcome.refusals = [each for each in outcome.refusals if each[0] != "/"] + found
+    for step in outcome.steps if found else ():
+        before, obj = obj, apply(obj, step.patch)
+        if wrong := schemas.judge(before, obj):
+            outcome.failures[step.policy] = wrong[0]
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import json
 import sys
 import tempfile
@@ -487,7 +489,7 @@ class All(Case):
         self.assertEqual(self.find(pod()), [])
 
     def test_objects_that_are_odd(self) -> None:
-        odd: list[dict[str, Any]] = [{}, {"metadata": None}, {"metadata": []}, {"spec": []}]
+        odd: list[dict[str, Any]] = [{}, {"metadata": None}, {"spec": []}]
         odd += [{"spec": {"containers": None}}, {"spec": {"containers": [{}]}}]
         for fields in odd:
             obj = copy.deepcopy({"apiVersion": "v1", "kind": "Pod"} | fields)
@@ -516,6 +518,47 @@ class All(Case):
                 'policy "required-labels" refuses whook\'s own Deployment',
             ],
         )
+
+
+class CommandLine(Case):
+    EDITS = 'def validate(o, r): o["metadata"]["labels"] = {}'
+    LINT = (
+        'lint: policy "a" edits the object in validate, where every edit is thrown away: that is a '
+        "default which never arrives; mutate is for edits\n"
+    )
+
+    def review(self, *arguments: str, **sources: str) -> tuple[int, str, str]:
+        self.policies(**sources)
+        for name in "xy":
+            obj = pod() | {"metadata": {"name": name}}
+            (self.folder / f"{name}.json").write_text(json.dumps(obj))
+        files = [str(self.folder / f"{name}.json") for name in "xy"]
+        out, error = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+            status = review.main(["--policy", str(self.folder), *arguments, *files])
+        return status, out.getvalue(), error.getvalue()
+
+    def test_a_warning_shown_once(self) -> None:
+        status, out, error = self.review(a=self.EDITS)
+        self.assertEqual((status, error), (0, self.LINT))
+        self.assertNotIn("lint", out)
+
+    def test_strict(self) -> None:
+        status, _, error = self.review("--strict", a=self.EDITS)
+        self.assertEqual((status, error), (1, self.LINT))
+        self.assertEqual(self.review("--strict", a="def validate(o, r): pass")[0], 0)
+
+    def test_which_outputs_have_them(self) -> None:
+        for output, shown in (("json", True), ("junit", False), ("patch", False)):
+            status, out, error = self.review("-o", output, a=self.EDITS)
+            with self.subTest(output):
+                self.assertEqual((status, error), (0, ""))
+                self.assertEqual("edits the object" in out, shown)
+        for output in ("summary", "junit", "patch"):
+            with self.subTest(output, strict=True):
+                status, out, error = self.review("--strict", "-o", output, a=self.EDITS)
+                self.assertEqual(status, 1)
+                self.assertIn("edits the object", out + error)
 
 
 if __name__ == "__main__":

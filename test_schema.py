@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import json
 import shutil
 import tempfile
@@ -12,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import review
 import whook
 from workbench import documents, schema
 
@@ -333,6 +336,63 @@ class Reading(unittest.TestCase):
         (self.folder / "a.json").write_text(json.dumps(document))
         after = {"apiVersion": "v1", "kind": "Pod", "spec": 5}
         self.assertNotIn("spec", " ".join(schema.load([str(self.folder)]).judge({}, after)))
+
+
+class CommandLine(unittest.TestCase):
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        for name, item in OBJECTS.items():
+            (self.folder / f"{name}.json").write_text(json.dumps(item))
+
+    def review(self, mutate: str, *arguments: str) -> tuple[int, list[str]]:
+        (self.folder / "a.py").write_text(f"def mutate(o, r): {mutate}")
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            status = review.main(["--policy", str(self.folder / "a.py"), *arguments])
+        return status, [line for line in out.getvalue().splitlines() if line[0] not in "+- @{}"]
+
+    def test_schema(self) -> None:
+        pod, schemas = str(self.folder / "Pod.json"), ("--schema", str(SCHEMAS))
+        for mutate, expected in (
+            ('o["spec"]["hostNetwork"] = True', []),
+            # Each is found by the schema only, though that its type changed could be known:
+            ('o["spec"]["containers"] = {}', ["spec.containers is {}, and must be a list"]),
+            ('o["metadata"]["labels"] = {"a": 5}',
+             ["metadata.labels.a is 5, and must be a string"]),
+            ('o["metadata"]["name"] = "b"', ["metadata.name was changed from 'a' to 'b'"]),
+        ):  # fmt: skip
+            with self.subTest(mutate):
+                status, (heading, *lines) = self.review(mutate, *schemas, pod)
+                self.assertEqual(heading, "CREATE Pod default/a")
+                start = "an API server would not take the result: "
+                self.assertEqual(lines, [start + each for each in expected])
+                self.assertEqual(status, 1 if expected else 0)
+
+    def test_whose_fault_it_is(self) -> None:
+        (self.folder / "b.py").write_text('def mutate(o, r): o["spec"]["container"] = []')
+        arguments = ("--policy", str(self.folder / "b.py"), "--schema", str(SCHEMAS))
+        pod, summary = str(self.folder / "Pod.json"), ("-o", "summary")
+        status, lines = self.review('o["spec"]["priority"] = 5', *arguments, *summary, pod)
+        table = {row.split()[0]: row.split()[2:] for row in lines[1:3]}
+        self.assertEqual(status, 1)
+        self.assertEqual(table["a"], ["1", "0", "0", "0", "1"])
+        self.assertEqual(table["b"], ["1", "0", "1", "0", "1"])
+
+    def test_a_kind_without_a_schema(self) -> None:
+        arguments = ("--schema", str(SCHEMAS / "widget.yaml"), str(self.folder / "Pod.json"))
+        note = "none of the schemas is for v1 Pod: its fields are not judged"
+        self.assertEqual(self.review('o["spec"]["x"] = 5', *arguments)[1][1:], [note])
+        self.assertEqual(self.review("pass", *arguments)[1][1:], [])
+
+    def test_a_bad_file(self) -> None:
+        pod, error = str(self.folder / "Pod.json"), io.StringIO()
+        with contextlib.redirect_stderr(error):
+            self.assertEqual(self.review("pass", "--schema", pod, pod)[0], 1)
+        self.assertEqual(
+            error.getvalue(),
+            f"whook: error: {pod} holds no schema\nwhook: hint: {schema.HINT}\n",
+        )
 
 
 if __name__ == "__main__":

@@ -118,13 +118,16 @@ def _rule(policy: whook.Policy) -> list[rules.Ask] | None:
 
 def _is_asked(policy: whook.Policy, reviewed: Fields) -> bool:
     request, asks = reviewed["request"], _rule(policy)
-    resource = request["resource"]["resource"]
-    if sub := request.get("subResource"):
-        resource += f"/{sub}"
-    case = rules.Case(request["operation"], request["resource"]["group"], None, resource, None)
+    group, sub = request["resource"]["group"], request.get("subResource") or ""
+    names = (request["resource"]["resource"], sub)
     return asks is None or any(
-        not rules.Rule([a.operation], [a.group], ["*"], [a.resource], "*").misses(case)
-        for a in asks
+        ask.operation == request["operation"]
+        and ask.group in ("*", group)
+        and all(
+            mine in ("*", own)
+            for mine, own in zip(ask.resource.partition("/")[::2], names, strict=True)
+        )
+        for ask in asks
     )
 
 
