@@ -187,17 +187,16 @@ class Takes(Case):
             return self.one(obj or pod(), a=source)
 
     def test_growth(self) -> None:
-        found = self.lines(self.SQUARE)
-        self.assertEqual(
-            found,
-            'policy "a" runs 20204 lines of Python to mutate 100 containers, and 224 for 10: a '
-            "large object takes more than 1 s, and then nobody can change it",
+        self.assertRegex(  # 3.14 counts one more
+            self.lines(self.SQUARE),
+            '^policy "a" runs 2020[45] lines of Python to mutate 100 containers, and 22[45] for 10:'
+            " a large object takes more than 1 s, and then nobody can change it$",
         )
         template = {"metadata": {}, "spec": pod()["spec"]}
         deployment = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "a"}}
         deployment["spec"] = {"template": template}
         source = self.SQUARE.replace('["spec"]', '["spec"]["template"]["spec"]')
-        self.assertIn("runs 20204 lines", self.lines(source, deployment))
+        self.assertIn("runs 2020", self.lines(source, deployment))
 
     def test_what_grows_as_the_object_does(self) -> None:
         each = 'import copy\ndef mutate(o, r):\n for c in o["spec"]["containers"]: copy.deepcopy(c)'
