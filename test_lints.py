@@ -262,7 +262,7 @@ class Validate(Case):
         )
         for body in (
             'o["metadata"]["labels"] = {}',
-            'o["metadata"]["labels"] = {1}',
+            'o["metadata"]["labels"] = object()',
             'o["spec"]["containers"][0].setdefault("env", [])',
         ):
             with self.subTest(body):
@@ -315,6 +315,12 @@ class Validate(Case):
         self.assertNotEqual(self.keeps(obj, rule.format("CREATE, UPDATE") + source), "")
         other = rule.format("CREATE").replace("pods", "services")
         self.assertEqual(self.find(obj, lambda _: False, a=other + source), [])
+
+    def test_a_sub_resource(self) -> None:
+        """What is asked about it says nothing of the object's end."""
+        name = "testing/reviews/update-pod-ephemeralcontainers.json"
+        reviewed = json.loads((ROOT / name).read_text())
+        self.assertEqual(self.keeps(reviewed, "def validate(o, r): r.deny('no')"), "")
 
     def slips(self, obj: Any, source: str) -> list[str]:
         found = self.find(obj, lambda _: False, a=source)
@@ -402,6 +408,7 @@ class LockedOut(Case):
         for body, what in (
             ('"registry.k8s.io" in c["image"] and r.deny("no")', "refuses coredns"),
             ('c["securityContext"].get("privileged") and r.deny("no")', "refuses kube-proxy"),
+            ('o["spec"].get("hostNetwork") and r.deny("no")', "refuses kube-proxy"),
             ('len(c["resources"]) < 2 and r.deny("no")', "fails on kube-proxy"),
         ):
             source = f'def validate(o, r):\n for c in o["spec"].get("containers", []): {body}'
@@ -446,8 +453,9 @@ class Order(Case):
     ALL = 'def mutate(o, r):\n for c in o["spec"]["containers"]: c["env"] = [{"name": "A"}]'
 
     def test_a_pair(self) -> None:
+        label = 'def mutate(o, r): o["metadata"]["labels"] = {"a": "b"}'
         self.assertEqual(
-            [x for x in self.find(pod(), a=self.ALL, b=self.ADDS) if "order" in x],
+            [x for x in self.find(pod(), a=self.ALL, b=self.ADDS, c=label) if "order" in x],
             [
                 'policies "a" and "b" make another object in the other order: in two webhooks, the'
                 " configurations' names decide, and who renames one changes pods; keep both in one"
