@@ -373,8 +373,8 @@ def review_objects(argv: Sequence[str]) -> int:
         policies = whook.load_policies(whook.read_sources(options.policy)).policies
         reviews = [review for file in options.file for review in read_reviews(_read(file), file)]
         if options.webhooks:
-            rules = importlib.import_module("workbench.rules")
-            return int(rules.show_asked(reviews, options.webhooks, options.namespace_label))
+            webhooks = importlib.import_module("workbench.webhooks")
+            return int(webhooks.show_asked(reviews, options.webhooks, options.namespace_label))
         outcomes = [run(review, policies) for review in reviews]
     except (whook.SetupError, whook.Refusal) as error:
         hint = getattr(error, "hint", "the file must hold what an API server sends")
