@@ -773,6 +773,19 @@ class CommandLine(unittest.TestCase):
                 "whook: hint: as in --namespace-label whook=enabled\n"),
         )  # fmt: skip
 
+    def test_webhooks_of_what_is_no_review(self):
+        path = self.folder / "review.json"
+        path.write_text('{"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview"}')
+        self.assertEqual(
+            self.run_review("--webhooks", *SHIPPED[:1], str(path))[2].splitlines()[0],
+            f"whook: error: {path}, line 1: the AdmissionReview has no request",
+        )
+
+    def test_webhooks_and_policies(self):
+        status, _, err = self.run_review("--webhooks", "x", "--policy", "y", "z")
+        self.assertEqual(status, 2)
+        self.assertIn("--webhooks runs no policy: leave --policy out", err)
+
 
 if __name__ == "__main__":
     unittest.main()

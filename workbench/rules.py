@@ -21,7 +21,6 @@ import ast
 import difflib
 import itertools
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -517,15 +516,11 @@ usage."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """`review.py rules`; returns the exit status."""
+    """`review.py rules`; returns the exit status. SetupError is for the caller to show."""
     options = _parse_arguments(argv)
-    try:
-        wanted = load(options.policy)
-        if options.check:
-            return _show_check(options, wanted)
-    except whook.SetupError as error:
-        print(f"whook: error: {error}\nwhook: hint: {error.hint}", file=sys.stderr)
-        return 1
+    wanted = load(options.policy)
+    if options.check:
+        return _show_check(options, wanted)
     print(write(wanted, options.together, options.name, options.service), end="")
     return 0
 

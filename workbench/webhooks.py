@@ -316,21 +316,27 @@ Namespaces = Mapping[str, Mapping[str, str]]  # the labels of those whose labels
 
 
 def show_asked(
-    reviews: Iterable[dict[str, Any]], sources: Iterable[str], labels: Iterable[str]
+    reviews: Iterable[tuple[documents.Document, dict[str, Any]]],
+    sources: Iterable[str],
+    labels: Iterable[str],
 ) -> int:
     """Print what asked() says of each review; `labels` are KEY=VALUE, of each one's namespace.
     Returns the exit status: 1 if there is a review about which nobody is asked."""
     webhooks, namespaces = read_cluster(sources)
     given = dict(_pair(label) for label in labels)
     status = 0
-    for review in reviews:
-        request = whook.parse_review(json.dumps(review).encode())
+    for document, review in reviews:
+        try:
+            request = whook.parse_review(json.dumps(review).encode())
+        except whook.Refusal as refusal:
+            where = f"{document.source}, line {document.line}"
+            raise whook.SetupError(f"{where}: {refusal.message}", documents.HINT) from None
         space, case = request.namespace, _case(request)
         known = namespaces | ({space: {**namespaces.get(space, {}), **given}} if given else {})
-        lines = asked(webhooks, review, known)
         status |= all(stops(webhook, request, known)[0] for webhook in webhooks)
         name = f"{space}/{request.name}" if space else request.name
-        print("\n  ".join([f"{case.operation} {case.resource} {name}", *lines]))
+        print(f"{case.operation} {case.resource} {name}")
+        print("".join(f"  {line}\n" for line in asked(webhooks, review, known)), end="")
     return status
 
 
