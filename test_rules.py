@@ -445,12 +445,27 @@ class Check(unittest.TestCase):
         shop["metadata"]["labels"] = {"whook": "enabled"}
         self.assertEqual(self.findings(wanted, entry, json.dumps(shop)), [])
 
-    def test_a_selector_that_does_not_count(self):
-        """What lives in no namespace is never left out."""
-        wanted = policies(a=f"{self.PODS.replace('pods', 'nodes')}|{VALIDATE}")
+    def test_selectors_that_do_not_count(self):
+        """What lives in no namespace is never left out; a Namespace is, by its own labels."""
         never = {"matchExpressions": [{"key": "a", "operator": "In", "values": []}]}
-        entry = a_rule("nodes") | {"namespaceSelector": never, "failurePolicy": "Fail"}
-        self.assertEqual(self.findings(wanted, configuration(entry)), [])
+        nowhere = "namespaceSelector leaves it without a namespace: none is as it wants a"
+        fail = (
+            "failurePolicy is Fail, and namespaceSelector does not leave out whook or kube-system:"
+            " while whook is down it could keep itself from starting"
+        )
+        for resource, counts in (("nodes", False), ("namespaces", True), ("example.com/x", True)):
+            group, _, name = f"/{resource}".rpartition("/")
+            wanted = policies(a=f"CREATE, UPDATE of {resource}|{VALIDATE}")
+            entry = a_rule(name, groups=[group.strip("/")])
+            for fields, finding in [
+                ({"namespaceSelector": never}, nowhere),
+                ({"namespaceSelector": None, "failurePolicy": "Fail"}, fail),
+            ]:
+                with self.subTest(resource=resource, fields=fields):
+                    self.assertEqual(
+                        self.findings(wanted, configuration(entry | fields)),
+                        [finding] if counts else [],
+                    )
 
     def test_no_way_back(self):
         wanted = policies(a=f"{self.PODS}|{VALIDATE}")
@@ -613,6 +628,41 @@ class Asked(unittest.TestCase):
         entry = a_rule("pods") | {"objectSelector": {"matchLabels": {"app": "none"}}}
         wants = "  objectSelector wants app=none, which the object's labels don't meet"
         self.assertEqual(self.asked("create-pod", entry), [self.NO, wants])
+
+    def test_what_an_exec_sends_has_no_labels(self):
+        """Not even none, which a selector could want."""
+        absent = {"matchExpressions": [{"key": "app", "operator": "DoesNotExist"}]}
+        entry = a_rule("pods/exec", operations=["CONNECT"]) | {"objectSelector": absent}
+        wants = "  objectSelector wants app DoesNotExist, which the object's labels don't meet"
+        self.assertEqual(self.asked("connect-pod-exec", entry), [self.NO, wants])
+
+    def test_a_namespace(self):
+        """It lives in none, though the review names one, and its own labels count."""
+        outside = "  rule 1 is for scope Namespaced, and this lives in none"
+        wants = '  namespaceSelector wants whook=enabled, and namespace "shop" has no such label'
+        created = json.loads(REVIEWS["create-namespace"])
+        labelled = json.loads(REVIEWS["create-namespace"])
+        labelled["request"]["object"]["metadata"]["labels"]["whook"] = "enabled"
+        known = {"shop": {"whook": "other"}}
+        for request, scope, lines in [
+            (created, "Cluster", [self.NO, wants]),
+            (labelled, "Cluster", [self.YES]),
+            (labelled, "Namespaced", [self.NO, outside]),
+        ]:
+            with self.subTest(lines):
+                entry = a_rule("namespaces", scope=scope)
+                self.assertEqual(self.asked(request, entry, namespaces=known), lines)
+        deleted = json.loads(json.dumps(labelled))
+        deleted["request"] |= {"operation": "DELETE", "object": None}
+        entry = a_rule("namespaces", operations=["DELETE"])
+        self.assertEqual(
+            self.asked(deleted, entry, namespaces=known),
+            [self.NO, wants.replace("no such label", "whook=other")],
+        )
+
+    def test_what_lives_in_no_namespace(self):
+        node = review.as_review({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "x"}})
+        self.assertEqual(self.asked(node, a_rule("nodes")), [self.YES])
 
     def test_conditions_are_shown(self):
         condition = {"name": "mine", "expression": "request.userInfo.username ==\n  'me'"}

@@ -404,13 +404,12 @@ def _by_rules(webhook: Webhook, case: Case) -> tuple[list[str], list[str]]:
 
 
 def _equivalents(case: Case) -> list[Case]:
-    """The same object in its other versions; in any, where they are not known."""
+    """The same object in each of its versions; in any, where they are not known."""
     groups = EVENTS if case.group in EVENTS and case.resource == "events" else (case.group,)
     return [
         case._replace(group=group, version=version)
         for group in groups
         for version in versions(group)
-        if (group, version) != (case.group, case.version)
     ]
 
 
