@@ -1055,10 +1055,21 @@ class AskedTest(unittest.TestCase):
             group, _, number = version.rpartition("/")
             for each in json.loads(kubectl(f"get --raw /{path}"))["resources"]:
                 served.setdefault(group, {})[each["name"]] = each["namespaced"]
+                self.assert_operations(each["name"], {*each["verbs"]} - {"get"})
             if group in webhooks.BUILT_IN:
                 self.assertIn(number, webhooks.versions(group))
         served.pop("example.com", None)
         self.assertEqual(webhooks.built_in(), served)
+
+    def assert_operations(self, name: str, verbs: set[str]) -> None:
+        """rules.SUB_RESOURCES against the verbs; whom a connection is to takes several."""
+        if "/" in name:
+            operation = webhooks.SUB_RESOURCES[name.partition("/")[2]]
+            words = {"CREATE": {"create"}, "UPDATE": {"update", "patch"}, "": set()}
+            if operation != "CONNECT":
+                self.assertLessEqual(verbs, words[operation], name)
+            else:
+                self.assertIn("create", verbs, name)
 
 
 NAMESPACE = {

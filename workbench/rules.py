@@ -29,6 +29,7 @@ from workbench.webhooks import (
     BUILT_IN,
     KINDS,
     NAME,
+    SUB_RESOURCES,
     Case,
     Requirement,
     Rule,
@@ -37,6 +38,7 @@ from workbench.webhooks import (
     either,
     exists,
     namespaced,
+    possible,
     read_cluster,
     versions,
 )
@@ -140,10 +142,21 @@ def _parse(docstring: Docstring, start: int) -> list[Ask]:
             raise docstring.fault(at, "the first rule names no operation", EXAMPLE)
         for word in _items(docstring, part[cut + 1 :], close, "a resource"):
             group, resource = _resource(docstring, word)
+            if not any(possible(each, resource) for each in operations):
+                raise _impossible(docstring, word, operations)
             asks |= {Ask(each, group, resource): None for each in operations}
     if not stop:
         raise docstring.fault(end, "the rule has no full stop at its end", EXAMPLE)
     return list(asks)
+
+
+def _impossible(docstring: Docstring, word: Word, operations: Sequence[str]) -> whook.SetupError:
+    only = SUB_RESOURCES.get(word.text.rpartition("/")[2])
+    hint = f"it comes by {only}" if only else "nobody is asked about what is only read"
+    if only is None:
+        hint = "CONNECT is to a sub-resource, as in CONNECT of pods/exec"
+    message = f"there is no {either(operations)} of {word.text}"
+    return docstring.fault(word.at, message, hint)
 
 
 def _split(words: list[Word], end: int) -> Iterator[tuple[list[Word], int]]:
@@ -366,9 +379,11 @@ def _behind(webhook: Webhook, wanted: Sequence[Wanted]) -> tuple[str, list[Wante
 def _unasked(wanted: Wanted, served: Sequence[Served]) -> Iterator[str]:
     """A policy that is not asked about all that it looks at. One with both functions may have a
     part of its rule asked of either."""
-    title, left = f'policy "{wanted.policy.name}"', list(wanted.asks)
+    title = f'policy "{wanted.policy.name}"'
+    real = [ask for ask in wanted.asks if possible(ask.operation, ask.resource)]
+    left = real
     for verb in KINDS:
-        mine = wanted.of(verb)
+        mine = [ask for ask in wanted.of(verb) if ask in real]
         hooks = [w for w, called, behind in served if called == verb and wanted in behind]
         sent = {ask for ask in mine if any(_sends(hook, ask) for hook in hooks)}
         if mine and not sent:
@@ -390,13 +405,13 @@ def _sends(webhook: Webhook, ask: Ask) -> bool:
 
 
 def _asks_of(webhook: Webhook) -> Iterator[Ask]:
-    """All that its rules name, but for what no cluster has."""
+    """All that its rules name, but for what does not exist."""
     for rule in webhook.rules:
         operations = OPERATIONS if "*" in rule.operations else rule.operations
         for resource, group, operation in itertools.product(
             rule.resources, rule.groups, operations
         ):
-            if exists(group, resource):
+            if exists(group, resource) and possible(operation, resource):
                 yield Ask(operation, group, resource)
 
 

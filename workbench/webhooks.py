@@ -88,6 +88,16 @@ BUILT_IN = {
 }
 
 
+# The one operation that there is on a sub-resource of this name; nobody is asked about reading.
+SUB_RESOURCES = {
+    **dict.fromkeys(("attach", "exec", "portforward", "proxy"), "CONNECT"),
+    **dict.fromkeys(("binding", "eviction", "token"), "CREATE"),
+    **dict.fromkeys(("approval", "ephemeralcontainers", "finalize"), "UPDATE"),
+    **dict.fromkeys(("resize", "scale", "status"), "UPDATE"),
+    "log": "",
+}
+
+
 @functools.cache
 def built_in() -> dict[str, dict[str, bool]]:
     """By group: each resource and sub-resource, and whether it lives in a namespace."""
@@ -115,6 +125,14 @@ def namespaced(group: str, resource: str) -> bool | None:
 def exists(group: str, resource: str) -> bool:
     """Could a group have this resource? Of a built-in one all are known."""
     return group not in BUILT_IN or any(_fits(resource, name) for name in built_in()[group])
+
+
+def possible(operation: str, resource: str) -> bool:
+    """Is there such an operation? Who connects, connects to a sub-resource."""
+    _, slash, sub = resource.partition("/")
+    return SUB_RESOURCES.get(sub, operation) == operation and (
+        operation != "CONNECT" or bool(slash)
+    )
 
 
 def _fits(pattern: str, resource: str) -> bool:
