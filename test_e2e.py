@@ -1062,7 +1062,7 @@ class AskedTest(unittest.TestCase):
         self.assertEqual(webhooks.built_in(), served)
 
     def assert_operations(self, name: str, verbs: set[str]) -> None:
-        """rules.SUB_RESOURCES against the verbs; whom a connection is to takes several."""
+        """webhooks.SUB_RESOURCES against the verbs; what takes connections has several."""
         if "/" in name:
             operation = webhooks.SUB_RESOURCES[name.partition("/")[2]]
             words = {"CREATE": {"create"}, "UPDATE": {"update", "patch"}, "": set()}

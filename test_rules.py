@@ -304,6 +304,16 @@ class Check(unittest.TestCase):
         self.assertEqual([*namespaces], ["whook"])
         self.assertEqual(rules.check(found, wanted, {}), [])
 
+    def test_what_the_page_shows(self):
+        """The entries in policies/README.md, with the policies that they are for."""
+        page = (ROOT / "policies/README.md").read_text()
+        block = textwrap.dedent(re.search(r"( *)```yaml\n(.*?)```", page, re.S)[2])
+        library = ROOT / "policies/library"
+        wanted = rules.load([str(library / f"{name}.py") for name in ("sidecar", "pod-hardening")])
+        found, _ = read(json.dumps(yaml.safe_load(block)))
+        self.assertEqual(len(found), 2)
+        self.assertEqual(rules.check(found, wanted, {}), [])
+
     def test_never_asked(self):
         wanted = policies(a=f"{self.PODS}|{VALIDATE}", b=f"{self.PODS}; apps/deployments|{MUTATE}")
         good = a_rule("pods")
