@@ -374,6 +374,8 @@ class Check(unittest.TestCase):
             (a_rule("*"),
              "asks about CREATE, UPDATE of *, which no policy behind /validate looks at"),
             (a_rule("pods", groups=["", "apps"]), None),  # apps has no pods
+            (a_rule("pods", operations=["CREATE", "UPDATE", "PATCH"]),
+             "asks about PATCH of pods, which no policy behind /validate looks at"),
             (a_rule("pods", "pod"), 'there is no resource pod in group ""'),
             (a_rule("pods", "deployments"), 'there is no resource deployments in group ""'),
         ]:  # fmt: skip
@@ -568,6 +570,28 @@ class Check(unittest.TestCase):
             with self.subTest(message), self.assertRaises(whook.SetupError) as caught:
                 read(configuration(entry))
             self.assertTrue(str(caught.exception).endswith(where + message), caught.exception)
+
+    PLACES = ("webhooks", 0), ("metadata",), ("metadata", "labels"), ("webhooks", 0, "rules", 0)
+    PLACES += tuple(("webhooks", 0, key) for key in ("clientConfig", "namespaceSelector"))
+    PLACES += (("webhooks", 0, "namespaceSelector", "matchExpressions", 0),)
+    ANY = st.recursive(
+        st.none() | st.booleans() | st.integers() | st.sampled_from(["", "*", "x", "https://["]),
+        lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.just("x"), inner),
+    )
+
+    @given(st.sampled_from(PLACES), st.integers(0), ANY)
+    def test_anything_is_read_or_refused(self, place, choice, value):
+        """Whatever stands in a field: a SetupError, or findings and lines."""
+        document = json.loads(configuration(a_rule("pods")))
+        target = document
+        for key in place:
+            target = target[key]
+        keys = sorted(target)
+        target[keys[choice % len(keys)]] = value
+        with contextlib.suppress(whook.SetupError):
+            found, namespaces = read(json.dumps(document))
+            rules.check(found, policies(a=f"{self.PODS}|{VALIDATE}"), namespaces)
+            webhooks.asked(found, json.loads(REVIEWS["create-pod"]), namespaces)
 
 
 class Asked(unittest.TestCase):

@@ -72,7 +72,7 @@ def write_rule(asks: Iterable[Ask]) -> str:
         operations.setdefault(ask.name, []).append(ask.operation)
     resources: dict[str, list[str]] = {}
     for name, each in operations.items():
-        together = ", ".join(sorted(set(each), key=OPERATIONS.index))
+        together = ", ".join(sorted({*each}, key=[*OPERATIONS, *each].index))
         resources.setdefault(together, []).append(name)
     return "; ".join(f"{each} of {', '.join(names)}" for each, names in resources.items())
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -266,13 +265,13 @@ def _webhook(
     client = _take(fields, "clientConfig", dict, {}, where)
     service = _take(client, "service", dict, {}, where)
     names = [_take(service, key, str, "", where) for key in ("namespace", "name")]
-    url = urllib.parse.urlsplit(_take(client, "url", str, "", where))
+    _, _, url = _take(client, "url", str, "", where).partition("://")
     return Webhook(
         configuration,
         labels,
         _take(fields, "name", str, "", where),
         "/".join(names) if service else "",
-        url.path or _take(service, "path", str, "", where),
+        f"/{url.partition('/')[2]}" if url else _take(service, "path", str, "", where),
         [_rule(rule, where) for rule in _list_of(fields, "rules", dict, where)],
         _selector(_take(fields, "namespaceSelector", dict, {}, where), where),
         _selector(_take(fields, "objectSelector", dict, {}, where), where),
