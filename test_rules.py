@@ -302,7 +302,7 @@ class Check(unittest.TestCase):
         found, namespaces = webhooks.read_cluster([str(ROOT / "manifests")])
         self.assertEqual(len(found), 2)
         self.assertEqual([*namespaces], ["whook"])
-        self.assertEqual(rules.check(found, wanted, {}), [])
+        self.assertEqual(rules.check(found, wanted, namespaces), [])
 
     def test_what_the_page_shows(self):
         """The entries in policies/README.md, with the policies that they are for."""
@@ -467,18 +467,22 @@ class Check(unittest.TestCase):
 
     def test_namespaces_that_there_are(self):
         wanted = policies(a=f"{self.PODS}|{VALIDATE}")
-        shop = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}}
+        shop, system = (
+            {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
+            for name in ("shop", "kube-system")
+        )
         entry = configuration(a_rule("pods"))
+        self.assertEqual(self.findings(wanted, entry, json.dumps(shop)), [])  # not all there are
         self.assertEqual(
-            self.findings(wanted, entry, json.dumps(shop)),
+            self.findings(wanted, entry, json.dumps(shop), json.dumps(system)),
             [
-                "namespaceSelector leaves it without a namespace: none of the 1 that there are has"
+                "namespaceSelector leaves it without a namespace: none of the 2 that there are has"
                 " whook=enabled, kubernetes.io/metadata.name NotIn kube-system, whook,"
                 " whook-renewal"
             ],
         )
         shop["metadata"]["labels"] = {"whook": "enabled"}
-        self.assertEqual(self.findings(wanted, entry, json.dumps(shop)), [])
+        self.assertEqual(self.findings(wanted, entry, json.dumps(shop), json.dumps(system)), [])
 
     def test_selectors_that_do_not_count(self):
         """What lives in no namespace is never left out; a Namespace is, by its own labels."""

@@ -453,19 +453,19 @@ def _needless(webhook: Webhook, verb: str, behind: Sequence[Wanted]) -> Iterator
 
 
 def _unreachable(webhook: Webhook, namespaces: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
-    """Selectors that nothing can meet."""
+    """Selectors that nothing can meet, or none of a cluster's namespaces does."""
     if key := _hopeless(webhook.objects):
         yield f"objectSelector leaves it without an object: nothing is as it wants {key}"
     if not _reaches_namespaces(webhook):
         return
+    whole = "kube-system" in namespaces  # so they are a cluster's, and all of them
+    found = any(_all_met(webhook.namespaces, each) for each in namespaces.values())
     if key := _hopeless(webhook.namespaces):
         yield f"namespaceSelector leaves it without a namespace: none is as it wants {key}"
-    elif namespaces and not any(_all_met(webhook.namespaces, each) for each in namespaces.values()):
+    elif whole and not found:
         wanted = ", ".join(map(str, webhook.namespaces))
-        yield (
-            f"namespaceSelector leaves it without a namespace: none of the {len(namespaces)} that"
-            f" there are has {wanted}"
-        )
+        which = f"none of the {len(namespaces)} that there are has {wanted}"
+        yield f"namespaceSelector leaves it without a namespace: {which}"
 
 
 def _all_met(selector: Iterable[Requirement], labels: Mapping[str, str]) -> bool:
