@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import time
 import tracemalloc
 import unittest
 from pathlib import Path
+from typing import ClassVar
 from unittest import mock
 from xml.etree import ElementTree
 
@@ -25,6 +27,7 @@ from workbench import documents, reports
 LABEL = 'def mutate(o, r): o["metadata"].setdefault("labels", {})["team"] = "shop"'
 GROWS = 'def mutate(o, r): o["metadata"].setdefault("finalizers", []).append("x/y")'
 DENIES = 'def validate(o, r):\n r.warn("old"); r.deny("container \\"web\\": not today")'
+KUBECTL = shutil.which("kubectl", path=os.environ.get("KUBEBUILDER_ASSETS", ""))
 NOTHING = "def validate(o, r): pass"
 
 
@@ -80,19 +83,33 @@ class Documents(unittest.TestCase):
             with self.subTest(text):
                 self.assertEqual(parse(text), expected)
 
+    SCALARS: ClassVar = [
+        ("5", 5), ("-7", -7), ("+4", 4), ("0644", 420), ("0o17", 15), ("0x1F", 31), ("-0", 0),
+        ("0b11", 3), ("1_000", 1000), ("1.5", 1.5), ("1.0", 1), ("1e3", 1000), ("08", 8),
+        (".5", 0.5), ("yes", True), ("Off", False), ("n", False), ("~", None), ("", None),
+        ("NULL", None), ("12:30", "12:30"), ("2026-01-01", "2026-01-01"), ("1.2.3", "1.2.3"),
+        ("[~]", [None]), ("'5'", "5"), ("!!str 5", "5"), ("!!int '5'", 5), ("nope", "nope"),
+        ("9223372036854775807", 2**63 - 1), ("10000000000000000000", 1e19), ("_1", "_1"),
+        ("1e-7", 1e-7), ("1e999", "1e999"), ("0x", "0x"), ("!x y", "y"), ("|\n  a\n  b", "a\nb"),
+    ]  # fmt: skip
+
     def test_yaml_is_read_as_kubectl_reads_it(self):
-        for text, value in [
-            ("5", 5), ("-7", -7), ("+4", 4), ("0644", 420), ("0o17", 15), ("0x1F", 31),
-            ("0b11", 3), ("1_000", 1000), ("1.5", 1.5), ("1.0", 1), ("1e3", 1000), ("08", 8),
-            (".5", 0.5), ("yes", True), ("Off", False), ("n", False), ("~", None), ("", None),
-            ("NULL", None), ("12:30", "12:30"), ("2026-01-01", "2026-01-01"), ("1.2.3", "1.2.3"),
-            ("[~]", [None]), ("'5'", "5"), ("!!str 5", "5"), ("!!int '5'", 5), ("nope", "nope"),
-            ("18446744073709551615", 2**64 - 1), ("1e999", "1e999"), ("|\n  a\n  b", "a\nb"),
-        ]:  # fmt: skip
+        for text, value in self.SCALARS:
             with self.subTest(text):
                 found = parse(f"a: {text}")[0][0]["a"]
                 self.assertEqual((type(found), found), (type(value), value))
         self.assertEqual(parse("8080: a\ntrue: b\n1.5: c\n")[0][0].keys(), {"8080", "true", "1.5"})
+
+    @unittest.skipUnless(KUBECTL, "KUBEBUILDER_ASSETS names no folder with kubectl")
+    def test_kubectl_reads_it_so(self):
+        lines = [f"f{i}: {text}" for i, (text, _) in enumerate(self.SCALARS)]
+        lines += ["y: 1", "8080: 2", "1.5: 3", "k: 2", "<<: {k: 1, l: 1}", "l: 2"]
+        text = "\n".join([json.dumps(pod() | {"kind": "K"})[1:-1].replace(', "', '\n"'), *lines])
+        command = [KUBECTL, "label", "--local", "--dry-run=client", "-o=json", "-f=-", "x=y"]
+        done = subprocess.run(command, input=text.encode(), capture_output=True, check=True)
+        expected = json.loads(done.stdout)
+        del expected["metadata"]["labels"]
+        self.assertEqual(parse(text)[0][0], expected)
 
     def test_aliases_and_merges(self):
         text = "x: &a {k: 1, m: 2}\nw: *a\nz: {<<: [*a, {k: 0, o: 3}], m: 5}\n<<: *a\n"
@@ -100,6 +117,7 @@ class Documents(unittest.TestCase):
         self.assertEqual(value["w"], {"k": 1, "m": 2})
         self.assertEqual(value["z"], {"k": 1, "m": 5, "o": 3})
         self.assertEqual((value["k"], value["m"]), (1, 2))
+        self.assertEqual(parse("k: 2\n<<: {k: 1}\n")[0][0], {"k": 1})  # as kubectl has it
         self.assertIsNot(value["x"], value["w"])
 
     def test_an_alias_bomb_is_bounded(self):
@@ -125,7 +143,7 @@ class Documents(unittest.TestCase):
              "x, line 2: not YAML: mapping values are not allowed in this context"),
             ("a: b\n---\n- c", "x, line 3: what stands here is no object"),
             ("just text", "x, line 1: what stands here is no object"),
-            ("a: !b c", "x, line 1: the tag !b means nothing in Kubernetes"),
+            ("a: !!binary aGk=", "x, line 1: the tag !!binary stands here"),
             ("? [a]\n: b", "x, line 1: what stands here can't be a key"),
             ("image: {{ .Values.image }}", "x, line 1: what stands here can't be a key"),
             ("<<: 5", "x, line 1: << takes an object, or a list of objects"),
