@@ -3,8 +3,8 @@
 
 Reads AdmissionReviews, or any Kubernetes objects, as YAML or JSON, runs every mutate and then every
 validate on each, as the API server would have them run, and shows the difference, the warnings
-and the denial as kubectl shows them. Every policy runs once more on its own result, as the API
-server may (reinvocationPolicy: IfNeeded): one that changes it again is not idempotent.
+and the denial as kubectl shows them. All policies run once more on their own result, as the API
+server may have them (reinvocationPolicy: IfNeeded): one that changes it again is not idempotent.
 
 Sections: JSON Patch, reading, running, the verdict, showing, the command line. What goes beyond
 has its own file in workbench/: reading YAML and JSON, cases, rules, lints, a cluster's schema.
@@ -213,13 +213,12 @@ def plural(kind: str) -> str:
 @dataclasses.dataclass
 class Step:
     """One policy's part in a review: its patch, its patch on its own result, and with what message
-    it denies that; `refusals` is what an API server would not take in what it made."""
+    it denies that, or fails on it."""
 
     policy: str
     patch: whook.Patch
     again: whook.Patch
     denies: str = ""
-    refusals: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass
@@ -268,9 +267,11 @@ def run(review: dict[str, Any], policies: Sequence[whook.Policy]) -> Outcome:
     try:
         mutated = outcome.responses["mutate"] = _evaluate(request, policies, "mutate")
         if mutated.allowed:
-            outcome.steps = list(_steps(request, mutated, policies))
+            outcome.steps = _steps(mutated, policies)
             outcome.after = apply(before, mutated.patch) if mutated.patch else before
             request = with_object(request, outcome.after)
+            if mutated.patch:
+                _mutate_again(outcome, request, policies)
             outcome.responses["validate"] = _evaluate(request, policies, "validate")
     except whook.Refusal as fault:
         outcome.fault = fault
@@ -298,23 +299,47 @@ def with_object(request: whook.Request, obj: Any) -> whook.Request:
     return changed
 
 
-def _steps(
-    request: whook.Request, response: whook.Response, policies: Sequence[whook.Policy]
-) -> Iterator[Step]:
-    obj, patches = request.object, iter(response.patch)
-    for policy in policies:
-        patch = list(itertools.islice(patches, response.changed_by.get(policy.name, 0)))
-        if patch:
-            before, obj = obj, apply(obj, patch)
-            step = Step(policy.name, patch, [], "", refusals(before, obj))
-            try:
-                again = _evaluate(with_object(request, obj), [policy], "mutate")
-                step.again, step.denies = again.patch, again.message or again.reason
-            except whook.PolicyFault as fault:
-                step.denies = fault.message
-            yield step
-        elif policy.mutate:
-            yield Step(policy.name, [], [])
+def _steps(response: whook.Response, policies: Sequence[whook.Policy]) -> list[Step]:
+    """Each policy's part in the patch."""
+    patches = iter(response.patch)
+    return [
+        Step(policy.name, list(itertools.islice(patches, count)), [])
+        for policy in policies
+        if policy.mutate
+        for count in [response.changed_by.get(policy.name, 0)]
+    ]
+
+
+def _mutate_again(
+    outcome: Outcome, request: whook.Request, policies: Sequence[whook.Policy]
+) -> None:
+    """Run all policies on the result. If that does anything, find which of them do something to
+    what they made themselves; if none does, it is those that undo what another made."""
+    again = _second(request, policies)
+    if not again.patch and again.allowed:
+        return
+    by_name, obj = {policy.name: policy for policy in policies}, outcome.before
+    for step in outcome.steps:
+        if step.patch:
+            obj = apply(obj, step.patch)
+            response = _second(with_object(request, obj), [by_name[step.policy]])
+            step.again, step.denies = response.patch, response.message
+    if not outcome.not_idempotent:
+        for step, second in zip(outcome.steps, _steps(again, policies), strict=True):
+            step.again = second.patch
+            if not again.allowed and step.policy == list(again.spent)[-1]:
+                step.denies = again.message
+
+
+def _second(request: whook.Request, policies: Sequence[whook.Policy]) -> whook.Response:
+    """The answer to mutate; a failure counts as a denial."""
+    try:
+        return _evaluate(request, policies, "mutate")
+    except whook.PolicyFault as fault:
+        response = whook.Response()
+        response.allowed, response.message = False, fault.message
+        response.spent[fault.policy.name] = 0.0
+        return response
 
 
 def _blame(outcome: Outcome, request: whook.Request, policies: Sequence[whook.Policy]) -> None:
@@ -333,7 +358,11 @@ def _blame(outcome: Outcome, request: whook.Request, policies: Sequence[whook.Po
                 outcome.failures[policy.name] = fault.message
             else:
                 outcome.denials |= {} if response.allowed else {policy.name: response.message}
-    outcome.failures |= {step.policy: step.refusals[0] for step in outcome.steps if step.refusals}
+    obj = outcome.before
+    for step in outcome.steps if outcome.refusals else ():
+        was, obj = obj, apply(obj, step.patch)
+        if found := refusals(was, obj):
+            outcome.failures[step.policy] = found[0]
 
 
 # ---------------------------------------------------------------------------- the verdict
@@ -365,6 +394,8 @@ def _wrong_types(before: Any, after: Any, path: str) -> Iterator[str]:
     """Values whose JSON type the policies changed, and what they put into maps of strings."""
     if before is not None and after is not None and _type(before) != _type(after):
         yield f"{path} was {_type(before)}, and is {_type(after)}"
+    elif type(after) in (dict, list) and whook.freeze(before) == whook.freeze(after):
+        return
     elif type(after) is dict:
         strings = path.rpartition("/")[2] in STRING_MAPS
         for key, value in after.items():
@@ -568,8 +599,14 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--namespace", metavar="NAME", help="of objects that name none (default)")
     add("--plural", metavar="KIND=PLURAL[.VERSION.GROUP]", type=_mapping, action="append",
         default=[], help="where the guess is wrong, as in Mouse=mice; repeatable")  # fmt: skip
+    asking = parser.add_argument_group("instead of --policy: would the API server ask at all?")
+    add = asking.add_argument
+    add("--webhooks", metavar="FILE|DIR", action="append", help="configurations; repeatable")
+    add("--namespace-label", metavar="KEY=VALUE", action="append", default=[], help="repeatable")
     options = parser.parse_args(argv)
-    if not options.policy:
+    if options.webhooks and options.policy:
+        parser.error("--webhooks runs no policy: leave --policy out")
+    if not options.policy and not options.webhooks:
         hint = "--policy policies runs those that came with whook"
         parser.error(f"--policy is missing: without one nothing is judged\nwhook: hint: {hint}")
     if options.old and options.operation not in ("", "UPDATE"):
@@ -610,7 +647,7 @@ def _way_to(error: BaseException) -> str:
 
 def review_objects(options: argparse.Namespace) -> int:
     """Review what the files hold, each object when it is read, and show it."""
-    policies = load_policies(options.policy)
+    policies = load_policies(options.policy or [])
     reviews = read_reviews(
         options.file,
         options.old,
@@ -621,6 +658,9 @@ def review_objects(options: argparse.Namespace) -> int:
         namespace=options.namespace,
         plurals=dict(options.plural),
     )
+    if options.webhooks:
+        webhooks = importlib.import_module("workbench.webhooks")
+        return int(webhooks.show_asked(reviews, options.webhooks, options.namespace_label))
     look = second_look(options, policies)
     report, good = Report(options.output), True
     try:
@@ -640,7 +680,7 @@ def judge(
     policies: Sequence[whook.Policy],
     options: argparse.Namespace,
 ) -> Outcome:
-    """Run the policies, and whatever else is to be asked of this review: --webhooks to `notes`."""
+    """Run the policies on one review; SetupError if it is none."""
     try:
         return run(review, policies)
     except whook.Refusal as refusal:

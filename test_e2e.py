@@ -32,7 +32,8 @@ import yaml
 from test_schema import OBJECTS, SCHEMAS, changes
 from testing import controlplane, pki
 from testing.server import wait_for
-from workbench import rules, schema
+from whook import parse_review
+from workbench import rules, schema, webhooks
 
 TOP = Path(__file__).parent
 MANIFESTS = TOP / "manifests"
@@ -936,10 +937,10 @@ class Recorder(http.server.BaseHTTPRequestHandler):
 
 
 class AskedTest(unittest.TestCase):
-    """Does the real API server ask exactly whom workbench.rules says that it asks?"""
+    """Does the real API server ask exactly whom workbench.webhooks says that it asks?"""
 
     asked: set[str]
-    webhooks: list[rules.Webhook]
+    webhooks: list[webhooks.Webhook]
 
     @classmethod
     def setUpClass(cls) -> None:
@@ -990,7 +991,7 @@ class AskedTest(unittest.TestCase):
         ]
         path = folder / "asked.json"
         path.write_text(json.dumps(item))
-        cls.webhooks, _ = rules.read_cluster([str(path)])
+        cls.webhooks, _ = webhooks.read_cluster([str(path)])
         run("apply", "-f", str(path))
         cls.addClassCleanup(
             kubectl,
@@ -1054,7 +1055,7 @@ class AskedTest(unittest.TestCase):
         yield new("admissionregistration.k8s.io/v1", f"{kind.lower()}s", {"kind": kind}, "")
 
     def expected(self, verb: str, path: str, item: Any, old: Any) -> set[str]:
-        """Who is asked by what workbench.rules says, with the same request as a review."""
+        """Who is asked by what workbench.webhooks says, with the same request as a review."""
         word, prefix, *rest = path.strip("/").split("/")
         group = prefix if word == "apis" else ""
         version = rest.pop(0) if group else prefix
@@ -1078,15 +1079,29 @@ class AskedTest(unittest.TestCase):
         }
         document = {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview"}
         document["request"] = request
+        parsed = parse_review(json.dumps(document).encode())
         namespaces = {"asked": {"whook": "enabled"}, "default": {}}
         return {
             webhook.name.partition(".")[0]
             for webhook in self.webhooks
-            if not rules.stops(webhook, document, namespaces)[0]
+            if not webhooks.stops(webhook, parsed, namespaces)[0]
         }
 
+    def test_entries_from_rule_lines(self) -> None:
+        """What `review.py rules` prints of all policies is taken as it is, apart and together."""
+        wanted = rules.load([str(TOP / "policies"), str(TOP / "policies/library")])
+        expected = [
+            f"{kind.lower()}.admissionregistration.k8s.io/printed created (server dry run)"
+            for kind in webhooks.KINDS.values()
+        ]
+        for together in (False, True):
+            with self.subTest(together=together):
+                text = rules.write(wanted, together, "printed", "whook/whook")
+                output = run("create", "--dry-run=server", "-f", "-", stdin=text, check=False)
+                self.assertEqual(output.splitlines(), expected)
+
     def test_what_is_built_in(self) -> None:
-        """rules.BUILT_IN against what this API server serves."""
+        """webhooks.BUILT_IN against what this API server serves."""
         groups = [{"versions": [{"groupVersion": "v1"}]}]
         groups += json.loads(kubectl("get --raw /apis"))["groups"]
         served: dict[str, dict[str, bool]] = {}
@@ -1095,10 +1110,21 @@ class AskedTest(unittest.TestCase):
             group, _, number = version.rpartition("/")
             for each in json.loads(kubectl(f"get --raw /{path}"))["resources"]:
                 served.setdefault(group, {})[each["name"]] = each["namespaced"]
-            if group in rules.BUILT_IN:
-                self.assertIn(number, rules.versions(group))
+                self.assert_operations(each["name"], {*each["verbs"]} - {"get"})
+            if group in webhooks.BUILT_IN:
+                self.assertIn(number, webhooks.versions(group))
         served.pop("example.com", None)
-        self.assertEqual(rules.built_in(), served)
+        self.assertEqual(webhooks.built_in(), served)
+
+    def assert_operations(self, name: str, verbs: set[str]) -> None:
+        """webhooks.SUB_RESOURCES against the verbs; what takes connections has several."""
+        if "/" in name:
+            operation = webhooks.SUB_RESOURCES[name.partition("/")[2]]
+            words = {"CREATE": {"create"}, "UPDATE": {"update", "patch"}, "": set()}
+            if operation != "CONNECT":
+                self.assertLessEqual(verbs, words[operation], name)
+            else:
+                self.assertIn("create", verbs, name)
 
 
 NAMESPACE = {

@@ -317,7 +317,6 @@ class _Yaml:
 
     def fields(self, start: Any, depth: int) -> Fields:
         seen: set[str] = set()
-        merged: dict[str, Any] = {}
         while type(event := next(self.events)) is not self.yaml.MappingEndEvent:
             key, line = self.key(event), event.start_mark.line + 1
             if key in seen:
@@ -326,12 +325,11 @@ class _Yaml:
             seen.add(key)
             event = next(self.events)
             if key == "<<":
-                merged = self.merge(self.value(event, depth), line) | merged
+                yield from self.merge(self.value(event, depth), line).items()
             elif depth == 1 and key == "items" and type(event) is self.yaml.SequenceStartEvent:
                 yield key, self.items(depth + 1)
             else:
                 yield key, self.value(event, depth)
-        yield from ((key, value) for key, value in merged.items() if key not in seen)
 
     def items(self, depth: int) -> Items:
         while type(event := next(self.events)) is not self.yaml.SequenceEndEvent:
@@ -375,7 +373,8 @@ class _Yaml:
         return whook.thaw(frozen)
 
     def merge(self, value: Any, line: int) -> dict[str, Any]:
-        """The fields for `<<: value`; of several objects the first counts."""
+        """The fields for `<<: value`; of several objects the first counts. They replace those above
+        them, and those below replace them: go-yaml goes by the order, against the rule."""
         merged: dict[str, Any] = {}
         for each in value if type(value) is list else [value]:
             if type(each) is not dict:
@@ -396,9 +395,9 @@ class _Yaml:
             return plain(event.value) if event.implicit[0] else event.value
         if tag in ("int", "float", "bool", "null"):
             return plain(event.value)
-        if tag not in ("!", "str", "timestamp"):
+        if tag == "binary":
             line = event.start_mark.line + 1
-            self.wrong(f"the tag {event.tag} means nothing in Kubernetes", "leave it out", line)
+            self.wrong("the tag !!binary stands here", "write the text itself", line)
         return event.value
 
 
@@ -432,11 +431,11 @@ def plain(text: str) -> Any:
         sign, *groups = whole.groups()
         forms = zip(groups, (16, 2, 8, 10), strict=True)
         value = next(int(sign + form, base) for form, base in forms if form)
-        if -(2**63) <= value < 2**64:
+        if -(2**63) <= value < 2**63:  # else it becomes a real number
             return value
     if not _REAL.fullmatch(digits):
         return text
     real = float(digits)
     if not math.isfinite(real):
         return text
-    return int(real) if real.is_integer() and abs(real) < 1e21 else real
+    return int(real) if real.is_integer() and abs(real) < 2**63 else real
