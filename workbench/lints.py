@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import objects
 import review
 import whook
-from workbench import documents, rules
+from workbench import documents, rules, webhooks
 
 SLOW = 0.01  # seconds
 QUICK = 0.002  # seconds: how fast the time of so little grows matters to nobody
@@ -43,16 +43,10 @@ VERBS: tuple[whook.Verb, ...] = ("mutate", "validate")
 Fields = dict[str, Any]
 
 
-def find(
-    reviewed: Fields,
-    policies: Sequence[whook.Policy],
-    outcome: review.Outcome,
-    asks: Callable[[Fields], bool] = lambda reviewed: True,
-) -> list[str]:
-    """What there is to say about these policies, and about this review by them. `asks` says of a
-    review whether the API server asks whook at all, where that is known."""
+def find(reviewed: Fields, policies: Sequence[whook.Policy], outcome: review.Outcome) -> list[str]:
+    """What there is to say about these policies, and about this review by them."""
     found = [f'policy "{p.name}" {what}' for p in policies for what in _reads(p)]
-    found += _locks_out(reviewed, policies, asks)
+    found += _locks_out(tuple(policies), reviewed["request"]["resource"]["resource"])
     if outcome.fault or type(outcome.before) is not dict:
         return found
     asked = [policy for policy in policies if _is_asked(policy, reviewed)]
@@ -463,7 +457,7 @@ def _as_debug(spec: Fields) -> None:
 
 # ---------------------------------------------------------------------------- locked out
 
-DEPLOYMENT = Path(__file__).parent.parent / "manifests" / "50-deployment.yaml"
+MANIFESTS = Path(__file__).parent.parent / "manifests"  # whook's own, and whom it is asked about
 POD: Fields = {"apiVersion": "v1", "kind": "Pod"}
 # What every cluster runs there, as far as policies look at it.
 KUBE_SYSTEM: dict[str, Fields] = {
@@ -494,56 +488,56 @@ KUBE_SYSTEM: dict[str, Fields] = {
 
 def _needed() -> Iterator[tuple[str, Fields]]:
     """What must come up, whatever the policies say."""
-    with contextlib.suppress(whook.SetupError, StopIteration):  # somebody took review.py alone
-        deployment = next(documents.read(str(DEPLOYMENT))).value
-        yield "whook's own Deployment", deployment
-        template = deployment["spec"]["template"]
-        metadata = {**template["metadata"], "name": "whook-1", "namespace": "whook"}
-        yield "whook's own pods", POD | {"metadata": metadata, "spec": template["spec"]}
+    for obj in _manifests(str(MANIFESTS)):
+        if obj["kind"] == "Deployment":
+            yield "whook's own Deployment", obj
+            template = obj["spec"]["template"]
+            metadata = {"name": "whook-1", "namespace": obj["metadata"]["namespace"]}
+            metadata |= template["metadata"]
+            yield "whook's own pods", POD | {"metadata": metadata, "spec": template["spec"]}
     for name, spec in KUBE_SYSTEM.items():
         metadata = {"name": f"{name}-1", "namespace": "kube-system", "labels": {"k8s-app": name}}
         yield f"{name} in kube-system", POD | {"metadata": metadata, "spec": spec}
 
 
-def _locks_out(
-    reviewed: Fields, policies: Sequence[whook.Policy], asks: Callable[[Fields], bool]
-) -> Iterator[str]:
-    """Of each policy, and each of the two namespaces, one finding."""
-    known: set[tuple[str, str]] = set()
-    resource = reviewed["request"]["resource"]["resource"]
-    for policy, line, other in _locked_out(tuple(policies), resource):
-        key = (policy, other["request"]["namespace"])
-        if key not in known and asks(other):
-            known.add(key)
-            yield line
+@functools.cache
+def _manifests(folder: str) -> list[Fields]:
+    with contextlib.suppress(whook.SetupError):  # somebody took review.py alone, or has no PyYAML
+        return [document.value for document in documents.read(folder)]
+    return []
+
+
+def _is_left_out(reviewed: Fields) -> bool:
+    """Do the manifests keep the API server from asking whook about it?"""
+    if not _manifests(str(MANIFESTS)):
+        return False
+    hooks, namespaces = webhooks.read_cluster([str(MANIFESTS)])
+    request = _parsed(reviewed)
+    return bool(hooks) and all(webhooks.stops(hook, request, namespaces)[0] for hook in hooks)
 
 
 @functools.cache
-def _locked_out(policies: tuple[whook.Policy, ...], resource: str) -> list[tuple[str, str, Fields]]:
-    """Findings, with policy, and the review that each is about. A policy without a rule line is
+def _locks_out(policies: tuple[whook.Policy, ...], resource: str) -> list[str]:
+    """Of each policy and each of the two namespaces one finding. A policy without a rule line is
     taken to be asked about this resource only."""
-    found = []
+    found: dict[tuple[str, str], str] = {}
     for what, obj in _needed():
         reviewed = review.as_review(obj)
         request = reviewed["request"]
-        asked = [
-            policy
-            for policy in policies
-            if _is_asked(policy, reviewed)
-            and (_rule(policy) is not None or request["resource"]["resource"] == resource)
-        ]
+        about_it = request["resource"]["resource"] == resource
+        asked = [p for p in policies if _is_asked(p, reviewed) and (_rule(p) or about_it)]
         mutated = _about(reviewed, object=review.run(reviewed, asked).after)
         for policy in asked:
             answers = _ask(reviewed, policy, verb="mutate"), _ask(mutated, policy)
             answer = next((each for each in answers if each.verdict != "allows"), None)
-            if answer:
-                line = (
+            key = (policy.name, request["namespace"])
+            if answer and key not in found and not _is_left_out(reviewed):
+                found[key] = (
                     f'policy "{policy.name}" locks itself out: it {answer.verdict} {what}'
                     f" {answer.why}, which then can't start again, nor can what needs it; exclude"
-                    f" {request['namespace']} in the namespaceSelector, and say so with --webhooks"
+                    f" {request['namespace']} in the namespaceSelector of manifests/8*.yaml"
                 )
-                found.append((policy.name, line, reviewed))
-    return found
+    return list(found.values())
 
 
 # ---------------------------------------------------------------------------- order
