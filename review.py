@@ -265,14 +265,14 @@ def run(review: dict[str, Any], policies: Sequence[whook.Policy]) -> Outcome:
     before = request.object
     outcome = Outcome(request, before, before, [], {}, None, [])
     try:
-        mutated = outcome.responses["mutate"] = _evaluate(request, policies, "mutate")
+        mutated = outcome.responses["mutate"] = evaluate(request, policies, "mutate")
         if mutated.allowed:
             outcome.steps = _steps(mutated, policies)
             outcome.after = apply(before, mutated.patch) if mutated.patch else before
             request = with_object(request, outcome.after)
             if mutated.patch:
                 _mutate_again(outcome, request, policies)
-            outcome.responses["validate"] = _evaluate(request, policies, "validate")
+            outcome.responses["validate"] = evaluate(request, policies, "validate")
     except whook.Refusal as fault:
         outcome.fault = fault
     outcome.refusals = refusals(before, outcome.after)
@@ -280,7 +280,7 @@ def run(review: dict[str, Any], policies: Sequence[whook.Policy]) -> Outcome:
     return outcome
 
 
-def _evaluate(
+def evaluate(
     request: whook.Request, policies: Sequence[whook.Policy], verb: whook.Verb
 ) -> whook.Response:
     try:
@@ -334,7 +334,7 @@ def _mutate_again(
 def _second(request: whook.Request, policies: Sequence[whook.Policy]) -> whook.Response:
     """The answer to mutate; a failure counts as a denial."""
     try:
-        return _evaluate(request, policies, "mutate")
+        return evaluate(request, policies, "mutate")
     except whook.PolicyFault as fault:
         response = whook.Response()
         response.allowed, response.message = False, fault.message
@@ -353,7 +353,7 @@ def _blame(outcome: Outcome, request: whook.Request, policies: Sequence[whook.Po
     elif outcome.denied or outcome.fault:
         for policy in policies:
             try:
-                response = _evaluate(request, [policy], "validate")
+                response = evaluate(request, [policy], "validate")
             except whook.Refusal as fault:
                 outcome.failures[policy.name] = fault.message
             else:

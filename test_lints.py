@@ -524,6 +524,16 @@ class All(Case):
         self.assertEqual(self.find(pod(), a="def validate(o, r): 1/0"), [])
         self.assertEqual(self.find(pod()), [])
 
+    def test_ctrl_c(self) -> None:
+        """It ends the lints, and is no failure of the policy that was at work."""
+        source = """\
+            def validate(o, r):
+                if r.operation == "UPDATE":
+                    raise KeyboardInterrupt
+            """
+        with self.assertRaises(KeyboardInterrupt):
+            self.find(pod(), a=source)
+
     def test_objects_that_are_odd(self) -> None:
         odd: list[dict[str, Any]] = [{}, {"metadata": None}, {"spec": []}]
         odd += [{"spec": {"containers": None}}, {"spec": {"containers": [{}]}}]

@@ -87,7 +87,7 @@ def _parsed(reviewed: Fields) -> whook.Request:
 
 def _ask(reviewed: Fields, *policies: whook.Policy, verb: whook.Verb = "validate") -> Answer:
     try:
-        response = whook.evaluate(_parsed(reviewed), policies, verb)
+        response = review.evaluate(_parsed(reviewed), policies, verb)
     except whook.Refusal as fault:
         return Answer("fails on", fault.message)
     if response.allowed:
@@ -247,7 +247,7 @@ def _slow(mutated: Fields, policy: whook.Policy, outcome: review.Outcome) -> Ite
 
 def _spent(request: whook.Request, policy: whook.Policy, verb: whook.Verb) -> float:
     with contextlib.suppress(whook.Refusal):
-        whook.evaluate(request, [policy], verb)
+        review.evaluate(request, [policy], verb)
     return request.response.spent.get(policy.name, 0)
 
 
@@ -295,7 +295,7 @@ def _lines(request: whook.Request, policy: whook.Policy, verb: whook.Verb) -> in
     try:
         sys.settrace(call)
         with contextlib.suppress(whook.Refusal):
-            whook.evaluate(request, [policy], verb)
+            review.evaluate(request, [policy], verb)
     finally:
         sys.settrace(before)
     return count
