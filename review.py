@@ -13,6 +13,7 @@ has its own file in workbench/: reading YAML and JSON, cases, rules, lints, a cl
 from __future__ import annotations
 
 import argparse
+import collections
 import dataclasses
 import difflib
 import importlib
@@ -697,12 +698,14 @@ def second_look(
     schemas = importlib.import_module("workbench.schema").load(options.schema)
     lints = importlib.import_module("workbench.lints")
     shown: set[str] = set()
+    kinds: collections.Counter[whook.Kind] = collections.Counter()
 
     def look(review: dict[str, Any], outcome: Outcome) -> None:
         if options.schema and outcome.after != outcome.before:
             by_schema(schemas, outcome)
         if options.strict or options.output in LINTED:
-            found = lints.find(review, policies, outcome)
+            kinds[outcome.request.kind] += 1
+            found = lints.find(review, policies, outcome, kinds[outcome.request.kind] <= GROWN)
             outcome.lints = [lint for lint in found if lint not in shown]
             outcome.strict = options.strict
             shown.update(found)
@@ -710,6 +713,7 @@ def second_look(
     return look
 
 
+GROWN = 2  # objects of each kind with which is tried how a policy's time grows
 LINTED = ("diff", "json", "junit")  # an inventory of a cluster is no time for them
 
 

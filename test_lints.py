@@ -584,6 +584,14 @@ class CommandLine(Case):
         self.assertEqual((status, error), (1, self.LINT))
         self.assertEqual(self.review("--strict", a="def validate(o, r): pass")[0], 0)
 
+    def test_growth_of_the_first_of_a_kind(self) -> None:
+        with (
+            mock.patch.object(review, "GROWN", 1),
+            mock.patch.object(lints, "_crowds", return_value=[]) as crowds,
+        ):
+            self.review(a=self.EDITS)
+        self.assertEqual(crowds.call_count, 1)
+
     def test_which_outputs_have_them(self) -> None:
         for output, shown in (("json", True), ("junit", False), ("patch", False)):
             status, out, error = self.review("-o", output, a=self.EDITS)
