@@ -173,11 +173,16 @@ def _identity(obj: dict[str, Any]) -> tuple[str, str, str, dict[str, Any]]:
     return group, version, obj["kind"], metadata
 
 
-CLUSTER_SCOPED = {"Node", "PersistentVolume", "StorageClass", "ClusterRole", "ClusterRoleBinding"}
-CLUSTER_SCOPED |= {"CustomResourceDefinition", "PriorityClass", "APIService", "IngressClass"}
-CLUSTER_SCOPED |= {"MutatingWebhookConfiguration", "ValidatingWebhookConfiguration", "CSIDriver"}
-CLUSTER_SCOPED |= {"ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding", "CSINode"}
-CLUSTER_SCOPED |= {"CertificateSigningRequest", "RuntimeClass", "FlowSchema", "VolumeAttachment"}
+# What `kubectl api-resources --namespaced=false` lists, as far as webhooks are asked about it.
+_SCOPED = """
+    APIService CSIDriver CSINode CertificateSigningRequest ClusterRole ClusterRoleBinding
+    ClusterTrustBundle CustomResourceDefinition DeviceClass FlowSchema IPAddress IngressClass
+    MutatingAdmissionPolicy MutatingAdmissionPolicyBinding MutatingWebhookConfiguration Node
+    PersistentVolume PriorityClass PriorityLevelConfiguration ResourceSlice RuntimeClass ServiceCIDR
+    StorageClass ValidatingAdmissionPolicy ValidatingAdmissionPolicyBinding
+    ValidatingWebhookConfiguration VolumeAttachment VolumeAttributesClass
+"""
+CLUSTER_SCOPED = set(_SCOPED.split())
 
 
 def _namespace(kind: str, metadata: dict[str, Any], given: str | None) -> str:

@@ -515,12 +515,12 @@ class Reports(unittest.TestCase):
                 "grows   b                3           0           0               1             1",
                 "labels  a                1           0           0               0             1",
                 "labels  b                3           0           0               0             1",
-                "6 objects in 4 namespaces",
+                "6 reviewed, namespaces: 4",
             ],
         )
         calm = reports.Summary()
         calm.add(run(a=NOTHING))
-        self.assertEqual(calm.render(), "1 objects in 1 namespaces, all unchanged")
+        self.assertEqual(calm.render(), "1 reviewed, namespaces: 1; none denied or changed")
 
     def test_junit(self):
         text = reports.junit("s<", [("Pod", 'a"b', []), ("Pod", "c", ["<no>", "\x1b[31m &\ud800"])])
@@ -681,7 +681,7 @@ class CommandLine(unittest.TestCase):
         self.assertEqual([case.get("name") for case in ElementTree.fromstring(out)],
                          ["shop2/tricky", "default/web"])  # fmt: skip
         status, out, _ = self.review("-o", "summary", body=body)
-        self.assertEqual(out.splitlines()[-1], "2 objects in 2 namespaces")
+        self.assertEqual(out.splitlines()[-1], "2 reviewed, namespaces: 2")
 
     def test_what_came_before_an_error_is_shown(self):
         body = b"%s\n{" % POD
@@ -764,7 +764,7 @@ class CommandLine(unittest.TestCase):
         done = subprocess.run(
             [*command, "pod.json"], cwd=self.folder, stdout=subprocess.PIPE, stderr=writer
         )
-        self.assertEqual(done.stdout, b"1 objects in 1 namespaces, all unchanged\n")
+        self.assertEqual(done.stdout, b"1 reviewed, namespaces: 1; none denied or changed\n")
         self.assertEqual(os.read(reader, 100), b"\r1 reviewed\r\x1b[K")
         os.close(reader)
         os.close(writer)
