@@ -558,8 +558,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments and arguments[0] in COMMANDS:
             module, function = COMMANDS[arguments[0]]
-            return int(getattr(importlib.import_module(module), function)(arguments[1:]))
-        return review_objects(parse_arguments(arguments))
+            status = int(getattr(importlib.import_module(module), function)(arguments[1:]))
+        else:
+            status = review_objects(parse_arguments(arguments))
+        sys.stdout.flush()
+        return status
     except whook.SetupError as error:
         message, hint = error.message, error.hint
     except KeyboardInterrupt:

@@ -747,7 +747,7 @@ class CommandLine(unittest.TestCase):
 
     def test_a_reader_that_leaves(self):
         (self.folder / "a.py").write_text(NOTHING)
-        (self.folder / "many.json").write_text(json.dumps(pod()) * 3000)
+        (self.folder / "many.json").write_text(json.dumps(pod()) * 20_000)
         command = [sys.executable, ROOT / "review.py", "--policy", "a.py", "many.json"]
         with subprocess.Popen(
             command, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE
