@@ -629,11 +629,10 @@ def load_policies(paths: Sequence[str]) -> Sequence[whook.Policy]:
 def _way_to(error: BaseException) -> str:
     """A hint where an error came from. To run the policy with python would not show it: there it
     has no objects.py, and no NAME.json."""
-    own = (whook.__file__, __file__)
     frames = [
-        f"{frame.filename}, line {frame.lineno}"
-        for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename not in own and not frame.filename.startswith("<")
+        f"{frame.f_code.co_filename}, line {line}"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if frame.f_code.co_filename != whook.__file__ and frame.f_code.co_filename[0] != "<"
     ]
     return "mend it there" if len(frames) < 2 else "raised in " + ", called in ".join(frames[::-1])
 

@@ -300,9 +300,10 @@ class _Yaml:
             yield from self.yaml.parse(self, Loader=loader)
         except self.yaml.MarkedYAMLError as error:
             line = error.problem_mark.line + 1 if error.problem_mark else 0
-            self.wrong(f"not YAML: {error.problem}", _hint_for(str(error.problem)), line)
-        except self.yaml.YAMLError as error:  # a control character
-            what = f"can't read {self.source}: {getattr(error, 'reason', error)}"
+            what, hint = _problem(str(error.problem))
+            self.wrong(f"not YAML: {what}", hint, line)
+        except self.yaml.YAMLError:
+            what = f"can't read {self.source}: it holds a control character"
             raise whook.SetupError(what, HINT) from None
 
     def documents(self) -> Iterator[tuple[int, Fields]]:
@@ -401,12 +402,15 @@ class _Yaml:
         return event.value
 
 
-def _hint_for(problem: str) -> str:
-    if "tab" in problem or "cannot start any token" in problem:
-        return "indent with spaces, never with a tab, and quote a text that starts with @ or %"
-    if "mapping values" in problem:
-        return 'quote a text with ": " in it; end a file with a line break before adding to it'
-    return HINT
+def _problem(found: str) -> tuple[str, str]:
+    """What is wrong, and a hint, in the same words with libyaml and without."""
+    if "tab" in found or "cannot start any token" in found:
+        hint = "indent with spaces, and put a text that starts with @, % or ` into quotes"
+        return "there is a tab, or another character that nothing can start with", hint
+    if "mapping values" in found:
+        hint = "quote a text that has one; a file that another is added to must end in a line break"
+        return "there is a colon too many", hint
+    return found, HINT
 
 
 _WORDS = {"null": None, "y yes true on": True, "n no false off": False, ".nan .inf": math.nan}
