@@ -76,10 +76,12 @@ class Documents(unittest.TestCase):
             (json.dumps(dict(reversed(nested.items())), indent=1), [(typed, 3)]),
             (json.dumps({"kind": "List", "items": [item, nested]}), [(item, 1), (typed, 1)]),
             ("kind: PodList\napiVersion: v1\nitems:\n- metadata:\n    name: b\n", [(typed, 4)]),
+            ('{"kind": "PodList", "items": [{"metadata": {"name": "b"}}], "apiVersion": "v1"}',
+             [(typed, 1)]),
             ("items:\n- metadata: {name: b}\napiVersion: v1\nkind: PodList\n", [(typed, 2)]),
             ('{"kind": "List", "apiVersion": "v1", "items": []}', []),
             ("kind: AccessList\nspec: {}\n", [({"kind": "AccessList", "spec": {}}, 1)]),
-        ]:
+        ]:  # fmt: skip
             with self.subTest(text):
                 self.assertEqual(parse(text), expected)
 
@@ -176,6 +178,12 @@ class Documents(unittest.TestCase):
             ('{"kind": "List", "items": null}', "x, line 1: items of this List must be a list"),
             ('{"kind": "PodList", "items": {}}', "x, line 1: items of this PodList must be a list"),
             ('{"kind": "List"}', "x, line 1: items of this List must be a list"),
+            ('{"kind": "PodList", "items": [{}]}',
+             "x, line 1: this item of a list has no apiVersion and kind"),
+            ('{"kind": "List", "items": [' * 150 + "]}" * 150,
+             "x, line 1: this item of a list has no apiVersion and kind"),
+            ('{"kind": "List", "apiVersion": "v1", "items": [' * 150 + "]}" * 150,
+             "x, line 1: it is nested more than 200 levels deep"),
             ('{"kind": "List",\n"items": [\n5]}',
              "x, line 3: this item of a list has no apiVersion and kind"),
         ]:  # fmt: skip
@@ -202,6 +210,7 @@ class Documents(unittest.TestCase):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             (folder / "below").mkdir()
+            (folder / "none").mkdir()
             for file, content in [
                 ("b.yml", b"\xef\xbb\xbfb: 1\r\n"), ("a.json", b'{"a": 1}'), ("c.yaml", b"# none"),
                 (".d.yaml", b"d: 1"), ("e.txt", b"e: 1"), ("below/f.yaml", b"f: 1"),
@@ -213,6 +222,7 @@ class Documents(unittest.TestCase):
             (folder / "g.yaml").write_bytes("x: ä".encode("latin-1"))
             for source, message in [
                 (folder / "c.yaml", f"{folder}/c.yaml holds nothing"),
+                (folder / "none", f"{folder}/none holds nothing"),
                 (folder / "below" / "none", f"can't read {folder}/below/none: No such file"),
                 (folder, f"can't read {folder}/g.yaml: it is not UTF-8"),
             ]:
