@@ -26,7 +26,6 @@ LEVELS = 200  # how deep values may be nested: Python runs out of stack at a tho
 MAX_COPIED = whook.MAX_BODY  # bytes that the aliases of a YAML document may unfold into
 ENDINGS = (".yaml", ".yml", ".json")
 HINT = "give Kubernetes objects, or AdmissionReviews, as YAML or JSON"
-
 FOLDER_HINT = "of a folder *.yaml, *.yml and *.json are read, and no folder in it"
 
 
