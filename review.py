@@ -174,11 +174,16 @@ def _identity(obj: dict[str, Any]) -> tuple[str, str, str, dict[str, Any]]:
     return group, version, obj["kind"], metadata
 
 
-CLUSTER_SCOPED = {"Node", "PersistentVolume", "StorageClass", "ClusterRole", "ClusterRoleBinding"}
-CLUSTER_SCOPED |= {"CustomResourceDefinition", "PriorityClass", "APIService", "IngressClass"}
-CLUSTER_SCOPED |= {"MutatingWebhookConfiguration", "ValidatingWebhookConfiguration", "CSIDriver"}
-CLUSTER_SCOPED |= {"ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding", "CSINode"}
-CLUSTER_SCOPED |= {"CertificateSigningRequest", "RuntimeClass", "FlowSchema", "VolumeAttachment"}
+# What `kubectl api-resources --namespaced=false` lists, as far as webhooks are asked about it.
+_SCOPED = """
+    APIService CSIDriver CSINode CertificateSigningRequest ClusterRole ClusterRoleBinding
+    ClusterTrustBundle CustomResourceDefinition DeviceClass FlowSchema IPAddress IngressClass
+    MutatingAdmissionPolicy MutatingAdmissionPolicyBinding MutatingWebhookConfiguration Node
+    PersistentVolume PriorityClass PriorityLevelConfiguration ResourceSlice RuntimeClass ServiceCIDR
+    StorageClass ValidatingAdmissionPolicy ValidatingAdmissionPolicyBinding
+    ValidatingWebhookConfiguration VolumeAttachment VolumeAttributesClass
+"""
+CLUSTER_SCOPED = set(_SCOPED.split())
 
 
 def _namespace(kind: str, metadata: dict[str, Any], given: str | None) -> str:
@@ -560,8 +565,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments and arguments[0] in COMMANDS:
             module, function = COMMANDS[arguments[0]]
-            return int(getattr(importlib.import_module(module), function)(arguments[1:]))
-        return review_objects(parse_arguments(arguments))
+            status = int(getattr(importlib.import_module(module), function)(arguments[1:]))
+        else:
+            status = review_objects(parse_arguments(arguments))
+        sys.stdout.flush()
+        return status
     except whook.SetupError as error:
         message, hint = error.message, error.hint
     except KeyboardInterrupt:
@@ -637,11 +645,10 @@ def load_policies(paths: Sequence[str]) -> Sequence[whook.Policy]:
 def _way_to(error: BaseException) -> str:
     """A hint where an error came from. To run the policy with python would not show it: there it
     has no objects.py, and no NAME.json."""
-    own = (whook.__file__, __file__)
     frames = [
-        f"{frame.filename}, line {frame.lineno}"
-        for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename not in own and not frame.filename.startswith("<")
+        f"{frame.f_code.co_filename}, line {line}"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if frame.f_code.co_filename != whook.__file__ and frame.f_code.co_filename[0] != "<"
     ]
     return "mend it there" if len(frames) < 2 else "raised in " + ", called in ".join(frames[::-1])
 

@@ -26,6 +26,7 @@ LEVELS = 200  # how deep values may be nested: Python runs out of stack at a tho
 MAX_COPIED = whook.MAX_BODY  # bytes that the aliases of a YAML document may unfold into
 ENDINGS = (".yaml", ".yml", ".json")
 HINT = "give Kubernetes objects, or AdmissionReviews, as YAML or JSON"
+FOLDER_HINT = "of a folder *.yaml, *.yml and *.json are read, and no folder in it"
 
 
 class Document(NamedTuple):
@@ -43,21 +44,22 @@ Fields = Iterator[tuple[str, Any]]  # of one object; a list in `items` is an ite
 def read(source: str) -> Iterator[Document]:
     """The objects in a file, in the files of a folder (not in folders below it, as kubectl does),
     or in standard input ("-"), in their order; SetupError if there is none."""
-    found = False
-    for path in _files(source):
-        name = "standard input" if path == "-" else path
-        try:
+    found, name = False, "standard input" if source == "-" else source
+    try:
+        for path in _files(source):
+            name = "standard input" if path == "-" else path
             with _open(path) as stream:
                 for document in _documents(stream, name):
                     found = True
                     yield document
-        except OSError as error:
-            raise whook.SetupError(f"can't read {path}: {error.strerror}", HINT) from None
-        except UnicodeDecodeError:
-            raise whook.SetupError(f"can't read {name}: it is not UTF-8", HINT) from None
+    except OSError as error:
+        raise whook.SetupError(f"can't read {name}: {error.strerror}", HINT) from None
+    except UnicodeDecodeError:
+        raise whook.SetupError(f"can't read {name}: it is not UTF-8", HINT) from None
     if not found:
-        name = "standard input" if source == "-" else source
-        raise whook.SetupError(f"{name} holds nothing", HINT)
+        a_folder = Path(source).is_dir()
+        name = source if a_folder else name
+        raise whook.SetupError(f"{name} holds nothing", FOLDER_HINT if a_folder else HINT)
 
 
 def parse(text: str, source: str) -> Iterator[Document]:
@@ -110,7 +112,7 @@ def _objects(fields: Fields, line: int, reader: Reader) -> Iterator[tuple[dict[s
         if isinstance(value, Iterator):
             a_list = True
             for item, place in value:
-                if _is_named(item) or obj.get("kind"):
+                if _is_named(item) or _is_named(obj):
                     yield from _item(item, obj, place, reader)
                 else:
                     waiting.append((item, place))
@@ -123,17 +125,20 @@ def _objects(fields: Fields, line: int, reader: Reader) -> Iterator[tuple[dict[s
         yield from _item(item, obj, place, reader)
 
 
-def _item(item: Any, a_list: dict[str, Any], line: int, reader: Reader) -> Any:
-    kind, version = str(a_list.get("kind")), str(a_list.get("apiVersion"))
-    if type(item) is dict and not _is_named(item) and kind.endswith("List") and kind != "List":
-        item = {"apiVersion": version, "kind": kind.removesuffix("List")} | item
+def _item(
+    item: Any, a_list: dict[str, Any], line: int, reader: Reader
+) -> Iterator[tuple[dict[str, Any], int]]:
+    kind = str(a_list.get("kind"))
+    if type(item) is dict and not _is_named(item) and _is_named(a_list) and kind != "List":
+        item = {"apiVersion": a_list["apiVersion"], "kind": kind.removesuffix("List")} | item
     if not _is_named(item):
         reader.wrong("this item of a list has no apiVersion and kind", HINT, line)
-    nested: Fields = (
-        (key, ((each, line) for each in value) if key == "items" and type(value) is list else value)
-        for key, value in item.items()
-    )
-    return _objects(nested, line, reader)
+    if type(item.get("items")) is not list:
+        return iter([(item, line)])
+    if whynot := _no_json(item):  # too deep, say
+        reader.wrong(whynot, HINT, line)
+    items = ((each, line) for each in item["items"])
+    return _objects(iter((item | {"items": items}).items()), line, reader)
 
 
 def _is_named(item: Any) -> bool:
@@ -300,9 +305,10 @@ class _Yaml:
             yield from self.yaml.parse(self, Loader=loader)
         except self.yaml.MarkedYAMLError as error:
             line = error.problem_mark.line + 1 if error.problem_mark else 0
-            self.wrong(f"not YAML: {error.problem}", _hint_for(str(error.problem)), line)
-        except self.yaml.YAMLError as error:  # a control character
-            what = f"can't read {self.source}: {getattr(error, 'reason', error)}"
+            what, hint = _problem(str(error.problem))
+            self.wrong(f"not YAML: {what}", hint, line)
+        except self.yaml.YAMLError:
+            what = f"can't read {self.source}: it holds a control character"
             raise whook.SetupError(what, HINT) from None
 
     def documents(self) -> Iterator[tuple[int, Fields]]:
@@ -401,12 +407,15 @@ class _Yaml:
         return event.value
 
 
-def _hint_for(problem: str) -> str:
-    if "tab" in problem or "cannot start any token" in problem:
-        return "indent with spaces, never with a tab, and quote a text that starts with @ or %"
-    if "mapping values" in problem:
-        return 'quote a text with ": " in it; end a file with a line break before adding to it'
-    return HINT
+def _problem(found: str) -> tuple[str, str]:
+    """What is wrong, and a hint, in the same words with libyaml and without."""
+    if "tab" in found or "cannot start any token" in found:
+        hint = "indent with spaces, and put a text that starts with @, % or ` into quotes"
+        return "there is a tab, or another character that nothing can start with", hint
+    if "mapping values" in found:
+        hint = "quote a text that has one; a file that another is added to must end in a line break"
+        return "there is a colon too many", hint
+    return found, HINT
 
 
 _WORDS = {"null": None, "y yes true on": True, "n no false off": False, ".nan .inf": math.nan}
