@@ -268,6 +268,8 @@ class Keywords(unittest.TestCase):
             ({"$ref": "#/components/schemas/elsewhere"}, {"a": 1}, None),
             ({"type": "array", "items": {"type": "string"}, "x-kubernetes-patch-merge-key": "a"},
              ["x"], None),
+            ({"items": {}, "x-kubernetes-patch-merge-key": "a"}, [{"a": "x"}, {"a": "x", "b": 1}],
+             "spec[x] is there 2 times, and must be there once (by a)"),
         ):  # fmt: skip
             with self.subTest(definition, value=value):
                 self.assertEqual(self.found(definition, value), [expected] if expected else [])
