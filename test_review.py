@@ -159,7 +159,9 @@ class Documents(unittest.TestCase):
                 self.assertEqual(self.refused(text), message)
         with self.assertRaises(whook.SetupError) as caught:
             parse("a:\n\t- b")
-        self.assertTrue(caught.exception.hint.startswith("indent with spaces, and "))
+        self.assertTrue(
+            caught.exception.hint.startswith("indent with spaces, never with a tab, and ")
+        )
 
     def test_what_is_no_json(self):
         for text, message in [

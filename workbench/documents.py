@@ -410,7 +410,7 @@ class _Yaml:
 def _problem(found: str) -> tuple[str, str]:
     """What is wrong, and a hint, in the same words with libyaml and without."""
     if "tab" in found or "cannot start any token" in found:
-        hint = "indent with spaces, and put a text that starts with @, % or ` into quotes"
+        hint = "indent with spaces, never with a tab, and quote a text that starts with @, % or `"
         return "found a tab, or another character that nothing can start with", hint
     if "mapping values" in found:
         hint = "quote a text that has one; a file that another is added to must end in a line break"
