@@ -91,7 +91,8 @@ class Documents(unittest.TestCase):
         (".5", 0.5), ("yes", True), ("Off", False), ("n", False), ("~", None), ("", None),
         ("NULL", None), ("12:30", "12:30"), ("2026-01-01", "2026-01-01"), ("1.2.3", "1.2.3"),
         ("[~]", [None]), ("'5'", "5"), ("!!str 5", "5"), ("!!int '5'", 5), ("nope", "nope"),
-        ("9223372036854775807", 2**63 - 1), ("10000000000000000000", 1e19), ("_1", "_1"),
+        ("9223372036854775807", 2**63 - 1), ("10000000000000000000", 10**19), ("_1", "_1"),
+        ("100000000000000000000", 1e20),
         ("1e-7", 1e-7), ("1e999", "1e999"), ("0x", "0x"), ("!x y", "y"), ("|\n  a\n  b", "a\nb"),
     ]  # fmt: skip
 
@@ -134,7 +135,7 @@ class Documents(unittest.TestCase):
         self.assertLess(tracemalloc.get_traced_memory()[1], 64 * 2**20)
 
     def test_what_is_no_yaml(self):
-        tab = "there is a tab, or another character that nothing can start with"
+        tab = "found a tab, or another character that nothing can start with"
         tab = f"x, line 2: not YAML: {tab}"
         for text, message in [
             ("a: &a {b: *a}", "x, line 1: the alias *a stands inside of &a"),
@@ -143,7 +144,7 @@ class Documents(unittest.TestCase):
             ("a: b\n\tc: d",tab),
             ("kind: Pod\nkind: Job", 'x, line 2: the key "kind" stands there twice'),
             ("a: 1\nb: xapiVersion: v1",
-             "x, line 2: not YAML: there is a colon too many"),
+             "x, line 2: not YAML: found a colon too many"),
             ("a: b\n---\n- c", "x, line 3: what stands here is no object"),
             ("just text", "x, line 1: what stands here is no object"),
             ("a: !!binary aGk=", "x, line 1: the tag !!binary stands here"),
@@ -158,7 +159,9 @@ class Documents(unittest.TestCase):
                 self.assertEqual(self.refused(text), message)
         with self.assertRaises(whook.SetupError) as caught:
             parse("a:\n\t- b")
-        self.assertTrue(caught.exception.hint.startswith("indent with spaces, and "))
+        self.assertTrue(
+            caught.exception.hint.startswith("indent with spaces, never with a tab, and ")
+        )
 
     def test_what_is_no_json(self):
         for text, message in [

@@ -410,11 +410,11 @@ class _Yaml:
 def _problem(found: str) -> tuple[str, str]:
     """What is wrong, and a hint, in the same words with libyaml and without."""
     if "tab" in found or "cannot start any token" in found:
-        hint = "indent with spaces, and put a text that starts with @, % or ` into quotes"
-        return "there is a tab, or another character that nothing can start with", hint
+        hint = "indent with spaces, never with a tab, and quote a text that starts with @, % or `"
+        return "found a tab, or another character that nothing can start with", hint
     if "mapping values" in found:
         hint = "quote a text that has one; a file that another is added to must end in a line break"
-        return "there is a colon too many", hint
+        return "found a colon too many", hint
     return found, HINT
 
 
@@ -440,7 +440,7 @@ def plain(text: str) -> Any:
         sign, *groups = whole.groups()
         forms = zip(groups, (16, 2, 8, 10), strict=True)
         value = next(int(sign + form, base) for form, base in forms if form)
-        if -(2**63) <= value < 2**63:  # else it becomes a real number
+        if -(2**63) <= value < 2**64:  # else it becomes a real number
             return value
     if not _REAL.fullmatch(digits):
         return text
