@@ -404,6 +404,10 @@ class Check(unittest.TestCase):
             "pods", "pods/ephemeralcontainers", operations=["CREATE", "UPDATE", "CONNECT"]
         )
         self.assertEqual(self.findings(wanted, configuration(wide)), [])
+        self.assertEqual(
+            [*rules.check([], policies(a=f"CREATE, UPDATE of pods/resize|{VALIDATE}"), {})],
+            ['policy "a" is never asked to validate: no webhook sends it UPDATE of pods/resize'],
+        )
 
     def test_a_policy_for_everything(self):
         """It is asked enough if it is asked about something."""
