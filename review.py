@@ -299,7 +299,8 @@ def evaluate(
 
 def with_object(request: whook.Request, obj: Any) -> whook.Request:
     """The same request about a copy of another object."""
-    changed = whook.Request(whook.thaw(whook.freeze(obj)))
+    frozen = whook.freeze(obj)
+    changed = whook.Request(whook.thaw(frozen), lambda: whook.thaw(frozen))
     for field in whook.Request.__annotations__:
         setattr(changed, field, getattr(request, field))
     return changed

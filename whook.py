@@ -254,25 +254,24 @@ class Request:
     options: dict[str, Any] | None
     deadline: float
 
-    def __init__(self, obj: dict[str, Any] | None, body: bytes | bytearray) -> None:
+    def __init__(self, obj: dict[str, Any] | None, again: Callable[[], Any]) -> None:
+        """`again` makes another copy of the object, as it was sent; few policies ask for one."""
         self.response = Response()
         self.has_object = obj is not None  # False on DELETE
-        self._body, self._parsed = body, obj
+        self._parsed, self._again = obj, again
         self._object: dict[str, Any] | None = None
 
     @property
     def object(self) -> Any:
         """The object as the API server sent it; None on DELETE. Not what a policy edits."""
         if self._object is None and self.has_object:
-            self._object = _decode(self._body)["request"]["object"]
+            self._object = self._again()
         return self._object
 
     def own_object(self) -> Any:
         """The object, for the caller alone: what was parsed, or that parsed once more."""
         parsed, self._parsed = self._parsed, None
-        if parsed is None and self.has_object:
-            parsed = _decode(self._body)["request"]["object"]
-        return parsed
+        return self._again() if parsed is None and self.has_object else parsed
 
     def deny(self, message: str, code: int = 403, reason: str = "Forbidden") -> NoReturn:
         """End the review: the API server refuses the user's request with this message, which
@@ -350,7 +349,7 @@ def parse_review(body: bytes | bytearray, deadline: float = math.inf) -> Request
     if type(fields) is not dict:
         raise Refusal(400, "the AdmissionReview has no request")
     obj = _field(fields, "object", dict, None)
-    request = Request(obj, body)
+    request = Request(obj, lambda: _decode(body)["request"]["object"])
     request.api_version, request.deadline = review["apiVersion"], deadline
     request.uid = _field(fields, "uid", str, "")
     if not 0 < len(request.uid) <= MAX_UID:
