@@ -1,4 +1,4 @@
-"""The README's figures are the bench's: what stands between its markers is what the last results
+"""The page's figures are the bench's: what stands between its markers is what the last results
 render to. Needs none of the bench's own libraries."""
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from bench import report
 
 ROOT = Path(__file__).resolve().parent
-README, RESULTS = ROOT / "README.md", ROOT / "bench" / "results.json"
+PAGE, RESULTS = ROOT / "docs/performance.md", ROOT / "bench" / "results.json"
 
 
 def turn(cpu: float, rate: float) -> dict[str, Any]:
@@ -62,20 +62,20 @@ class Report(unittest.TestCase):
 
     def test_the_text_goes_between_the_markers(self):
         with tempfile.TemporaryDirectory() as folder:
-            readme = Path(folder, "README.md")
-            self.assertFalse(report.update(readme, results()))
-            readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-            self.assertTrue(report.update(readme, results()))
-            self.assertEqual(report.shown(readme), report.render(results()))
-            text = readme.read_text()
+            page = Path(folder, "page.md")
+            self.assertFalse(report.update(page, results()))
+            page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+            self.assertTrue(report.update(page, results()))
+            self.assertEqual(report.shown(page), report.render(results()))
+            text = page.read_text()
             self.assertTrue(text.startswith("before\n") and text.endswith("\nafter\n"))
 
 
 class Readme(unittest.TestCase):
     def test_its_figures_are_those_of_the_last_run(self):
-        shown = report.shown(README)
+        shown = report.shown(PAGE)
         if shown is None or not RESULTS.exists():
-            self.skipTest("README.md has no figures of the bench, or no run has left its results")
+            self.skipTest("the page has no figures of the bench, or no run has left its results")
         self.assertEqual(
             shown,
             report.render(report.read(RESULTS)),
@@ -84,12 +84,12 @@ class Readme(unittest.TestCase):
 
 
 class Soak(unittest.TestCase):
-    """What the README says of the long run is what the run has written."""
+    """What the page says of the long run is what the run has written."""
 
     def test_figures(self):
         soak = json.loads((ROOT / "bench/soak.json").read_text())
         start, end = soak["memory_mib"]
-        said = " ".join(README.read_text().split())
+        said = " ".join(PAGE.read_text().split())
         for figure in (
             f"{soak['reviews']:,} reviews in {soak['seconds']} s",
             f"changed {sum(soak['rotations'].values())} times",

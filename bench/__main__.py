@@ -6,7 +6,7 @@
     .bench/bin/python -m bench --kubernetes kubernetes-*/
 
 The servers run under the Python that runs this. Results go to bench/results.json, the plots to
-bench/growth.svg, and both into README.md where its markers stand. About ten minutes; a run that
+bench/growth.svg, and both into docs/performance.md where its markers stand. About ten minutes; a run that
 was stopped goes on where it was when the same command is given again.
 """
 
@@ -213,7 +213,7 @@ class Bench:
         results = json.loads(output.read_text())
         print(report.render(results))
         if output == servers.HERE / "results.json":
-            report.update(servers.ROOT / "README.md", results)
+            report.update(servers.ROOT / "docs/performance.md", results)
         self.partial.unlink(missing_ok=True)
 
 

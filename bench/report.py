@@ -1,4 +1,4 @@
-"""The results as Markdown. Pure, and of the standard library: the test of the README runs it too.
+"""The results as Markdown. Pure, and of the standard library: the test of the page runs it too.
 
 A figure is the median of the rounds; a ratio is the median of each round's own ratio, for load
 from elsewhere then falls on both, with the least and the greatest beside it.
@@ -51,7 +51,7 @@ def render(results: Results) -> str:
     parts = [heading(results), table(results), costs(results), ratios(results)]
     if results["growth"]:
         parts.append(
-            "![Cost against object size, policies, connections and replicas](bench/growth.svg)"
+            "![Cost against object size, policies, connections and replicas](../bench/growth.svg)"
         )
     parts.append(
         "Made by `python -m bench`; the first lines of `bench/__main__.py` say what it needs."
@@ -137,20 +137,20 @@ def rounded(value: Any) -> Any:
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
-def update(readme: Path, results: Results) -> bool:
-    """Put the rendered results between README's markers; False if it has none."""
-    text = readme.read_text() if readme.exists() else ""
+def update(page: Path, results: Results) -> bool:
+    """Put the rendered results between the page's markers; False if it has none."""
+    text = page.read_text() if page.exists() else ""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         return False
-    readme.write_text(f"{before}{BEGIN}\n{render(results)}\n{END}{after}")
+    page.write_text(f"{before}{BEGIN}\n{render(results)}\n{END}{after}")
     return True
 
 
-def shown(readme: Path) -> str | None:
-    """What stands between README's markers; None if it has none."""
-    text = readme.read_text() if readme.exists() else ""
+def shown(page: Path) -> str | None:
+    """What stands between the page's markers; None if it has none."""
+    text = page.read_text() if page.exists() else ""
     rest = text.partition(BEGIN)[2]
     found, end, _ = rest.partition(END)
     return found.strip() if end else None
