@@ -61,15 +61,15 @@ class Branch(NamedTuple):
 
     kind: str
     header: range
-    body: int
+    body: range
 
     def missed(self, arcs: set[Arc]) -> Iterator[str]:
         left = {to for at, to in arcs if at in self.header and to not in self.header}
         into, past = WAYS[self.kind]
         if any(to in self.header for _, to in arcs):
-            if self.body not in left:
+            if not left & {*self.body}:
                 yield f"{self.header[0]}: {into}"
-            if not left - {self.body}:
+            if not left - {*self.body}:
                 yield f"{self.header[0]}: {past}"
 
 
@@ -85,7 +85,7 @@ def missed(path: str, source: bytes, arcs: set[Arc]) -> list[str]:
     """What no arc reached, in the order of the lines: "12-14: no case comes here"."""
     reached = {to for _, to in arcs}
     found = [(lines[0], _as_text(lines)) for lines in _runs(_lines(path, source), reached)]
-    branches = sorted(_branches(ast.parse(source)))
+    branches = sorted(_branches(ast.parse(source)), key=lambda each: each.header[0])
     found += [(b.header[0], text) for b in branches for text in b.missed(arcs)]
     return [text for _, text in sorted(found)]
 
@@ -104,15 +104,23 @@ def _runs(lines: list[int], reached: set[int]) -> Iterator[list[int]]:
 
 def _lines(path: str, source: bytes) -> list[int]:
     """The lines of functions on which something happens."""
-    found: set[int] = set()
-    todo = [compile(source, path, "exec", dont_inherit=True)]
-    while todo:
-        code = todo.pop()
-        todo += [each for each in code.co_consts if type(each) is types.CodeType]
-        if code.co_flags & OPTIMIZED and code.co_name != "__annotate__":
-            lines = {line for _, _, line in code.co_lines() if line}
-            found |= lines - {code.co_firstlineno} or lines  # the `def` itself runs with the file
-    return sorted(found)
+    module = compile(source, path, "exec", dont_inherit=True)
+    return sorted({line for code in _functions(module, False) for line in _lines_of(code)})
+
+
+def _functions(code: types.CodeType, within: bool) -> Iterator[types.CodeType]:
+    """The code of functions; a comprehension outside of any is done with when the file is loaded."""
+    for inner in code.co_consts:
+        if type(inner) is types.CodeType and inner.co_name != "__annotate__":
+            named = inner.co_name[0] != "<" or inner.co_name == "<lambda>"
+            function = bool(inner.co_flags & OPTIMIZED) and (within or named)
+            yield from (inner,) if function else ()
+            yield from _functions(inner, function)
+
+
+def _lines_of(code: types.CodeType) -> set[int]:
+    lines = {line for _, _, line in code.co_lines() if line}
+    return lines - {code.co_firstlineno} or lines  # the `def` itself runs with the file
 
 
 OPTIMIZED = 0x1  # flag of a function's code; a module and a class have it not
@@ -122,7 +130,7 @@ def _branches(tree: ast.AST) -> set[Branch]:
     functions = (ast.FunctionDef, ast.AsyncFunctionDef)
     inside = [each for each in ast.walk(tree) if isinstance(each, functions)]
     found = {branch for each in inside for node in ast.walk(each) for branch in _branch(node)}
-    return {branch for branch in found if branch.body not in branch.header}
+    return {branch for branch in found if branch.body[0] not in branch.header}
 
 
 def _branch(node: ast.AST) -> Iterator[Branch]:
@@ -139,4 +147,5 @@ def _branch(node: ast.AST) -> Iterator[Branch]:
     else:
         return
     header = range(line, (head.end_lineno or line) + 1)
-    yield Branch(type(node).__name__, header, node.body[0].lineno)
+    body = range(node.body[0].lineno, (node.body[-1].end_lineno or 0) + 1)
+    yield Branch(type(node).__name__, header, body)
