@@ -109,7 +109,7 @@ def _lines(path: str, source: bytes) -> list[int]:
 
 
 def _functions(code: types.CodeType, within: bool) -> Iterator[types.CodeType]:
-    """The code of functions; a comprehension outside of any is done with when the file is loaded."""
+    """The code of functions; a comprehension outside of any runs with the file."""
     for inner in code.co_consts:
         if type(inner) is types.CodeType and inner.co_name != "__annotate__":
             named = inner.co_name[0] != "<" or inner.co_name == "<lambda>"
