@@ -4,7 +4,7 @@ what the policies answer. For developers; never in the production image.
 
     python debug.py --policy policies                the webhook, the page, the recordings
     python debug.py try --policy policies pod.yaml   local manifests, no cluster at all
-    python debug.py replay FOLDER --policy policies  recordings as tests: 1 if an answer differs
+    python debug.py replay FOLDER --policy policies  recordings, cases: 1 if an answer differs
     python debug.py up --address 192.0.2.7           lets a cluster call this desk
     python debug.py doctor                           follows that call, hop by hop
     python debug.py down                             takes out of the cluster all that `up` made
@@ -49,6 +49,7 @@ with contextlib.suppress(ModuleNotFoundError):  # main() says so; --help needs n
 import certs
 import review
 import whook
+from workbench import cases
 from workbench.redaction import NoRedaction, Redaction
 
 Json = dict[str, Any]
@@ -394,6 +395,38 @@ def recording(entry: Entry, result: Result | None, unredacted: bool) -> bytes:
     return json.dumps(record, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace")
 
 
+def case_of(entry: Entry, result: Result, policies: Sequence[str], unredacted: bool) -> str:
+    """A review and its answer as `review.py test` reads them, without the managedFields that the
+    page does not show either; `policies` as paths from the file on. whook.Refusal if it is none."""
+    redaction, document = redaction_of(entry, unredacted)
+    if "withheld" in document:
+        raise whook.Refusal(400, f"this can't be a test case: {document['withheld']}")
+    before = _object_in(json.loads(entry.body))
+    after = review.apply(before, result.patch) if result.patch else before
+    said = {"warnings": "warnings", "audit": "auditAnnotations"}
+    found = {key: result.said(field) for key, field in said.items() if result.said(field)}
+    if result.outcome == "failed":
+        found = {"failed": cases.failure(str(result.said("message")))}
+    elif result.outcome == "denied":
+        about = (result.said(key) for key in ("message", "code", "reason"))
+        found |= cases.denial(*about)
+    before, after, found = (redaction.clean(each) for each in (before, after, found))
+    if after and not found.keys() & cases.REFUSED:
+        found["object"] = after
+    request = document["request"]
+    for obj in (request.get("object"), request.get("oldObject"), before, after):
+        if type(obj) is dict and type(obj.get("metadata")) is dict:
+            obj["metadata"].pop("managedFields", None)
+    return cases.to_yaml(
+        " ".join(str(entry.facts[key]) for key in ("operation", "kind", "name")),
+        document,
+        cases.accept(found, before, after),
+        policies=list(policies),
+        verb=whook.route(_post(entry.path))[0],
+        redacted=redaction.count > 0,
+    )
+
+
 def read_recordings(paths: Iterable[str]) -> Iterator[tuple[Path, Json]]:
     """Each recording in files or folders, in the order of their names; SetupError for a file that
     is none. A bare AdmissionReview counts as one that nobody answered yet."""
@@ -455,7 +488,7 @@ class Desk:
     ) -> None:
         self.loop = loop or whook.Loop()
         self.loop.due.append(self.look_after)
-        self.keep, self.unredacted = options.keep, options.unredacted
+        self.keep, self.unredacted, self.paths = options.keep, options.unredacted, options.policy
         self.policies, self.folder, self.hold = policies, folder, hold
         self.entries: collections.OrderedDict[int, Entry] = collections.OrderedDict()
         self.version = self.last_number = self.size = 0
@@ -647,19 +680,27 @@ class Desk:
             self.touch(entry)
 
     def save(self, number: int, name: str, folder: Path) -> Path:
-        """Keep the review, and the newest answer to it, as a test case for `replay`."""
+        """Keep the review, and the newest answer to it, as a test case for `review.py test`."""
         if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,80}", name):
             raise whook.Refusal(400, "a test case's name has a-z, 0-9, '-' and '.' only")
         entry = self.entry(number)
         if entry.edited:
             entry = dataclasses.replace(entry, body=entry.edited)
+        result = entry.replayed or entry.result
+        if result is None:
+            raise whook.Refusal(409, "this review has no answer yet")
+        verb, policy, _ = whook.route(_post(entry.path))
+        paths = [one.path for one in self.policies.value.find(verb, policy)]
+        paths = paths if policy else self.paths or paths
+        relative = [os.path.relpath(path, folder) for path in paths]
+        relative = [path if path[0] == "." else f"./{path}" for path in relative]
+        content = case_of(entry, result, relative, self.unredacted)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            content = recording(entry, entry.replayed or entry.result, self.unredacted)
-            certs.write_file(folder / f"{name}.json", content)
+            certs.write_file(folder / f"{name}.yaml", content.encode())
         except OSError as error:
             raise whook.Refusal(500, f"can't write {folder}: {error.strerror}") from None
-        return folder / f"{name}.json"
+        return folder / f"{name}.yaml"
 
 
 def _asked_by_doctor(request: whook.Request) -> str:
@@ -1011,10 +1052,15 @@ def run_new(desk: Desk, path: str, body: bytes) -> tuple[Entry, Result]:
 
 
 def replay(options: argparse.Namespace) -> int:
-    """Run recordings through the policies; 1 if any answer would differ from the one recorded."""
+    """Run recordings through the policies, and cases through their own; 1 if any answer would
+    differ from the one that is kept."""
     policies = whook.load_policies(whook.read_sources(options.policy))
-    same = differ = 0
-    for file, record in read_recordings(options.file):
+    files = [path for path in options.file if path.endswith((".yaml", ".yml"))]
+    folders = [path for path in options.file if os.path.isdir(path)]
+    results = list(cases.run_all(cases.read([*files, *folders])))
+    changes = [result.diff() if result.differs else [] for result in results]
+    titles = [f"{result.case.place}: {result.case.title}" for result in results]
+    for file, record in read_recordings(path for path in options.file if path not in files):
         entry = entry_of(file, record)
         if entry.result is None:
             print(f"{file}: holds no answer to compare with")
@@ -1022,14 +1068,16 @@ def replay(options: argparse.Namespace) -> int:
         judge(entry.result, entry.path, entry.body, policies)
         entry.replayed = run(entry.path, entry.body, policies)
         compare(entry)
-        same, differ = same + (not entry.changes), differ + bool(entry.changes)
-        if entry.changes:
-            print(f"{file}: {entry.facts['operation']} {entry.facts['kind']} {entry.facts['name']}")
-            print("".join(f"  {line}\n" for line in entry.changes), end="")
-    if not same + differ:
+        changes.append(entry.changes)
+        facts = " ".join(str(entry.facts[key]) for key in ("operation", "kind", "name"))
+        titles.append(f"{file}: {facts}")
+    for title, lines in zip(titles, changes, strict=True):
+        print("".join(f"{line}\n" for line in [title, *(f"  {x}" for x in lines)] if lines), end="")
+    if not changes:
         hint = "give what debug.py recorded (--record), or saved from its page"
         raise whook.SetupError("there is nothing to compare", hint)
-    print(f"{same} as recorded, {differ} not")
+    differ = sum(map(bool, changes))
+    print(f"{len(changes) - differ} as recorded, {differ} not")
     return 1 if differ else 0
 
 
@@ -1389,7 +1437,7 @@ def check_dry_run(options: argparse.Namespace, cluster: certs.Cluster) -> str:
 USAGE = """\
 usage: python debug.py [serve]                the webhook, the page, the recordings
        python debug.py try FILE.yaml...       local manifests, no cluster at all
-       python debug.py replay FOLDER|FILE...  recordings as tests: 1 if an answer differs
+       python debug.py replay FOLDER|FILE...  recordings, cases: 1 if an answer differs
        python debug.py up --address ADDRESS   lets a cluster call this desk
        python debug.py doctor                 follows that call, hop by hop
        python debug.py down                   takes out of the cluster all that `up` made

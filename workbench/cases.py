@@ -444,7 +444,7 @@ def words_of(outcome: review.Outcome) -> Json:
     found: Json = {}
     responses = list(outcome.responses.values())
     if outcome.fault:
-        found["failed"] = re.sub(r'^policy ".*?" failed: (line \d+: )?', "", outcome.fault.message)
+        found["failed"] = failure(outcome.fault.message)
     elif outcome.denied:
         found |= denial(*(getattr(outcome.denied[1], k) for k in ("message", "code", "reason")))
     if warnings := list(dict.fromkeys(line for each in responses for line in each.warnings)):
@@ -452,6 +452,11 @@ def words_of(outcome: review.Outcome) -> Json:
     if audit := {key: value for each in responses for key, value in each.audit.items()}:
         found["audit"] = audit
     return found
+
+
+def failure(message: str) -> str:
+    """Why a policy failed, without its name and the line, which change too easily."""
+    return re.sub(r'^policy ".*?" failed: (line \d+: )?', "", message)
 
 
 def denial(message: str, code: int, reason: str) -> Json:
