@@ -22,11 +22,10 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from xml.etree import ElementTree as xml
 
 import review
 import whook
-from workbench import documents
+from workbench import documents, reports
 from workbench.cover import Cover, missed
 from workbench.redaction import Redaction
 from workbench.rewrite import as_yaml, set_key
@@ -243,20 +242,13 @@ class _Reader:
     # -- the review
 
     def request(self) -> Json:
-        """The AdmissionReview: the one that is given with what else is said of it, or the one that
-        the API server would send for the object."""
+        """The AdmissionReview: the one that is given, or the one that the API server would send
+        for the object; with what else the case says of it."""
         given, whole = self.given, "review" in self.given
-        obj, old = given.get("object"), given.get("oldObject")
-        if not whole and obj is None and old is None:
-            raise self.fault("the case has no `object`", "or `oldObject`, or `review`")
-        document = self.whole() if whole else self.as_review(obj or old or {})
+        document = self.whole() if whole else self.of_object()
         fields: Json = dict(document["request"])
         if whole:
             fields |= {key: merged(fields.get(key), given[key]) for key in OBJECTS if key in given}
-        else:
-            fields |= {"object": obj, "oldObject": old, "operation": _operation(obj, old)}
-            fields["options"] = {"kind": f"{fields['operation'].title()}Options"}
-            fields["options"]["apiVersion"] = "meta.k8s.io/v1"
         fields |= {key: given[key] for key in SAME if key in given}
         fields["userInfo"] = _user(fields.get("userInfo") or {}, given)
         if "resource" in given:
@@ -264,6 +256,18 @@ class _Reader:
             known = fields.get("resource") or {}
             fields["resource"] = known | {"group": group, "resource": plural}
         return document | {"request": fields}
+
+    def of_object(self) -> Json:
+        """A CREATE, an UPDATE where there is an old object, a DELETE where there is only that."""
+        obj, old = self.given.get("object"), self.given.get("oldObject")
+        if obj is None and old is None:
+            raise self.fault("the case has no `object`", "or `oldObject`, or `review`")
+        operation = self.given.get("operation", "" if obj is not None else "DELETE")
+        if operation == "UPDATE" and (obj is None or old is None):
+            raise self.fault("an UPDATE has `object` and `oldObject`", FORM, "operation")
+        if obj is None:
+            return self.as_review(old, operation)
+        return self.as_review(obj, operation, old)
 
     def whole(self) -> Json:
         """What `review` says, or the file that it names."""
@@ -279,19 +283,15 @@ class _Reader:
             raise self.fault("the AdmissionReview has no request", FORM, "review")
         return document
 
-    def as_review(self, document: Json) -> Json:
+    def as_review(self, obj: Any, operation: str = "", old: Json | None = None) -> Json:
         try:
-            return review.as_review(document)
-        except (KeyError, TypeError, AttributeError):
-            raise self.fault("the object has no apiVersion and kind", "both are texts") from None
+            return review.as_review(obj, operation=operation, old=old)
+        except ValueError as error:
+            raise self.fault(f"the object: {error}", documents.HINT) from None
 
 
 OBJECTS = ("object", "oldObject")
 SAME = ("operation", "subResource", "name", "namespace")  # as they are in a request
-
-
-def _operation(obj: Json | None, old: Json | None) -> str:
-    return "DELETE" if obj is None else "UPDATE" if old is not None else "CREATE"
 
 
 def _user(user: Json, given: Json) -> Json:
@@ -391,10 +391,11 @@ class Result(NamedTuple):
 
 def load(case: Case) -> tuple[whook.Policy, ...]:
     """The policies that a case is about; SetupError if they do not load."""
-    sources = whook.read_sources(case.policies)
+    parameters = {}
     if case.parameters:
-        sources[whook.parameters_of(case.policies[0])] = json.dumps(case.parameters).encode()
-    return whook.load_policies(sources).policies
+        name = whook.parameters_of(case.policies[0])
+        parameters[name] = json.dumps(case.parameters).encode()
+    return tuple(review.load_policies(case.policies, parameters))
 
 
 def run(case: Case, policies: Sequence[whook.Policy]) -> review.Outcome:
@@ -553,7 +554,7 @@ def new(argv: Sequence[str] | None = None) -> int:
     path = Path(parser.parse_args(argv).name.removesuffix(".py"))
     if not re.fullmatch("[A-Za-z0-9-][A-Za-z0-9._-]{0,199}", path.name):
         hint = "use letters, digits, '-', '_' and '.', and neither '.' nor '_' first"
-        return _fail(whook.SetupError(f"whook would load no policy {path.name!r}", hint))
+        raise whook.SetupError(f"whook would load no policy {path.name!r}", hint)
     folder = path.parent if path.name != str(path) else Path("policies")
     files = {folder / f"{path.name}.py": POLICY, folder / "cases" / f"{path.name}.yaml": FIRST}
     try:
@@ -567,16 +568,9 @@ def new(argv: Sequence[str] | None = None) -> int:
             print(file)
     except OSError as error:
         hint = "name a folder that you may write to: FOLDER/NAME"
-        return _fail(whook.SetupError(f"can't write {error.filename}: {error.strerror}", hint))
-    except whook.SetupError as error:
-        return _fail(error)
+        raise whook.SetupError(f"can't write {error.filename}: {error.strerror}", hint) from None
     print(f"the case fails as yet: python review.py test {list(files)[1]}")
     return 0
-
-
-def _fail(error: whook.SetupError) -> int:
-    print(f"whook: error: {error.message}\nwhook: hint: {error.hint}", file=sys.stderr)
-    return 1
 
 
 # ---------------------------------------------------------------------------- showing
@@ -610,26 +604,9 @@ def as_json(results: Sequence[Result], uncovered: dict[str, list[str]] | None) -
 
 
 def as_junit(results: Sequence[Result]) -> str:
-    """For the report of a CI job: a suite for each file."""
-    suites = xml.Element("testsuites", name="review.py test")
-    for source in dict.fromkeys(each.case.source for each in results):
-        mine = [each for each in results if each.case.source == source]
-        failures = sum(not each.ok for each in mine)
-        counts = {"tests": str(len(mine)), "failures": str(failures), "errors": "0"}
-        suite = xml.SubElement(suites, "testsuite", {"name": source} | counts)
-        for each in mine:
-            place = {"classname": source, "file": source, "line": str(each.case.line)}
-            test = xml.SubElement(suite, "testcase", {"name": _printable(each.case.title)} | place)
-            if not each.ok:
-                text = _printable("\n".join(why(each)))
-                xml.SubElement(test, "failure", message="not as expected").text = text
-    xml.indent(suites)
-    return xml.tostring(suites, encoding="unicode", xml_declaration=True)
-
-
-def _printable(text: str) -> str:
-    """XML has no place for most control characters, nor for lone surrogates."""
-    return re.sub("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "?", text)
+    shown = [(each, [] if each.ok else ["not as expected", *why(each)]) for each in results]
+    tests = [(each.case.source, each.case.title, lines) for each, lines in shown]
+    return reports.junit("review test", tests)
 
 
 def uncovered_by(cover: Cover, cases: Sequence[Case]) -> dict[str, list[str]]:
@@ -673,10 +650,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("-o", "--output", choices=("text", "json", "junit"), default="text")
     parser.add_argument("path", metavar="FOLDER|FILE", nargs="*", default=[""])
     options = parser.parse_args(argv)
-    try:
-        return _test(options)
-    except whook.SetupError as error:
-        return _fail(error)
+    return _test(options)
 
 
 def _test(options: argparse.Namespace) -> int:
