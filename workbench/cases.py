@@ -139,7 +139,9 @@ class _Reader:
     def __init__(
         self, file: Path, document: documents.Document, beside: dict[str, str], wanting: bool
     ) -> None:
-        self.file, self.line, self.given = file, document.line, document.value
+        self.file, self.line, self.given = file, document.line, dict(document.value)
+        if self.given.get("expect", ...) is None:
+            del self.given["expect"]
         self.beside, self.wanting = beside, wanting
 
     def fault(self, message: str, hint: str = FORM, key: str = "") -> whook.SetupError:
@@ -229,12 +231,12 @@ class _Reader:
             found = [folder / text]
         else:
             known = [Path(self.beside[text])] if text in self.beside else []
-            found = [*known, folder / f"{text}.py", folder.parent / f"{text}.py"]
+            found = [*known, *(above / f"{text}.py" for above in (folder, *folder.parents))]
         for path in found:
             if path.exists():
                 return os.path.relpath(path)
         if "policies" in self.given:
-            hint = "a path from the case's file on, or a name: of a file beside it or one folder up"
+            hint = "a path from the case's file on, or the name of a file beside it or further up"
         else:
             hint = "say which by `policies:`, or name the case's file as the policy"
         raise self.fault(f"there is no policy {text!r}", hint, "policies")
@@ -494,7 +496,7 @@ def run_all(cases: Iterable[Case], cover: Cover | None = None) -> Iterator[Resul
 
 def write(results: Sequence[Result]) -> None:
     """Put what was found into the files of those that differ, from each file's end up."""
-    for source in dict.fromkeys(result.case.source for result in results):
+    for source in dict.fromkeys(each.case.source for each in results if each.differs):
         path = Path(source)
         text = path.read_bytes().decode()
         for result in results:

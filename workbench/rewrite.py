@@ -173,7 +173,7 @@ def as_yaml(value: Any, flow: bool = False) -> str:
             return True
 
     def text(dumper: Any, data: str) -> Any:
-        style = "|" if "\n" in data.strip("\n") else None
+        style = '"' if re.search("[\r\x85\u2028\u2029]", data) else "|" if "\n" in data else None
         if style is None and documents.plain(data) != data:
             style = "'"  # `y`, 0o17: texts that kubectl would not take for one
         return dumper.represent_scalar("tag:yaml.org,2002:str", data, style=style)
