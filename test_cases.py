@@ -248,8 +248,6 @@ class Reading(Folder):
              "say what should come of it, or let --accept write what does"),
             ("a: &a [*a]", "line 1: the alias *a stands inside of &a",
              "name a value that ends above it"),
-            (fine + "\tx: y", "line 9: not YAML: found a tab character that violates indentation",
-             "indent with spaces, never with a tab"),
             (fine + fine, 'line 9: the key "object" stands there twice',
              "put a line of --- between two documents"),
         ]:  # fmt: skip
@@ -261,6 +259,14 @@ class Reading(Folder):
                 error, told = err.splitlines()
                 self.assertEqual(error, f"whook: error: cases/team.yaml, {message}")
                 self.assertTrue(told.startswith(f"whook: hint: {hint}"), told)
+
+    def test_a_tab(self):
+        self.write("cases/team.yaml", f"{OBJECT}expect: unchanged\n\tx: y")
+        status, _, err = self.run_tests("test", "cases/team.yaml")
+        error, hint = err.splitlines()
+        self.assertEqual(status, 1)
+        self.assertRegex(error, "^whook: error: cases/team.yaml, line 9: not YAML: found ")
+        self.assertTrue(hint.startswith("whook: hint: indent with spaces, never with a tab"))
 
     def test_files_that_are_not_there(self):
         self.write("cases/team.yaml", "review: none.yaml\nexpect: unchanged")
@@ -448,7 +454,24 @@ class Judging(Folder):
 
 
 TEXTS = st.text(max_size=8) | st.sampled_from(
-    ["y", "on", "1.0", "0o17", "~", "a: b", "- a", "#", "*a", "a\nb\n", "\n", " a\nb", "é", "\x85"]
+    [
+        "y",
+        "on",
+        "1.0",
+        "0o17",
+        "~",
+        "a: b",
+        "- a",
+        "#",
+        "*a",
+        "a\nb\n",
+        "\n",
+        "a\n\n",
+        "a \nb",
+        " a\nb",
+        "é",
+        "\x85",
+    ]
 )
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | TEXTS,

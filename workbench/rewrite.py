@@ -173,8 +173,10 @@ def as_yaml(value: Any, flow: bool = False) -> str:
             return True
 
     def text(dumper: Any, data: str) -> Any:
-        style = '"' if re.search("[\r\x85\u2028\u2029]", data) else "|" if "\n" in data else None
-        if style is None and documents.plain(data) != data:
+        style = None
+        if re.search(r"[\n\r\x85\u2028\u2029]", data):
+            style = "|" if re.fullmatch(r"[^\r\x85\u2028\u2029]*\S\n?", data) else '"'
+        elif documents.plain(data) != data:
             style = "'"  # `y`, 0o17: texts that kubectl would not take for one
         return dumper.represent_scalar("tag:yaml.org,2002:str", data, style=style)
 
