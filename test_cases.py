@@ -720,6 +720,20 @@ class CommandLine(Folder):
         self.write("cases/team.yaml", self.GOOD)
         self.assertEqual(self.run_tests("test")[0], 0)
 
+    def test_without_pyyaml(self):
+        """A case may be JSON, and its failure is shown as such; --accept says what it needs."""
+        bad = next(documents.parse(self.BAD, "x")).value
+        self.write("cases/team.json", json.dumps(bad))
+        with mock.patch.dict(sys.modules, {"yaml": None}):
+            status, out, _ = self.run_tests("test", "cases/team.json")
+            self.assertEqual(status, 1)
+            self.assertIn('      +        "team": "shop"', out)
+            status, _, err = self.run_tests("test", "cases/team.json", "--accept")
+        self.assertEqual(status, 1)
+        message = "PyYAML is not there to rewrite cases/team.json"
+        hint = "python -m pip install PyYAML"
+        self.assertEqual(err, f"whook: error: {message}\nwhook: hint: {hint}\n")
+
     def test_no_case_at_all(self):
         Path("empty").mkdir()
         self.write("objects/pod.yaml", textwrap.dedent(OBJECT.partition("\n")[2]))

@@ -17,10 +17,8 @@ Edit = tuple[int, int, str]  # from, to, and what stands there instead
 def set_key(text: str, source: str, index: int, key: str, value: Any) -> str:
     """The text with the value of a top-level key set in its index-th document: only where it
     differs if that can be done, else all of it. SetupError if neither comes out right."""
-    import yaml
-
-    nodes = [node for node in yaml.compose_all(text, Loader=yaml.SafeLoader) if node.value]
     before = [document.value for document in documents.parse(text, source)]
+    nodes = _nodes(text, source)
     wanted = [each | {key: value} if i == index else each for i, each in enumerate(before)]
     for edits in _finely, _whole:
         try:
@@ -31,6 +29,16 @@ def set_key(text: str, source: str, index: int, key: str, value: Any) -> str:
         if _read(new, source) == [_canonical(each) for each in wanted]:
             return new
     raise whook.SetupError(f"{source} can't be rewritten", f"edit its `{key}` by hand")
+
+
+def _nodes(text: str, source: str) -> list[Any]:
+    """The documents with the place of everything in them."""
+    try:
+        import yaml
+    except ImportError:
+        hint = "python -m pip install PyYAML"
+        raise whook.SetupError(f"PyYAML is not there to rewrite {source}", hint) from None
+    return [node for node in yaml.compose_all(text, Loader=yaml.SafeLoader) if node.value]
 
 
 def _read(text: str, source: str) -> list[str]:
@@ -165,8 +173,12 @@ def _flow(value: Any) -> str:
 
 
 def as_yaml(value: Any, flow: bool = False) -> str:
-    """A JSON value as YAML: keys in their order, no aliases, texts of several lines as blocks."""
-    import yaml
+    """A JSON value as YAML: keys in their order, no aliases, texts of several lines as blocks.
+    Without PyYAML it is the JSON that it is, which is YAML, too."""
+    try:
+        import yaml
+    except ImportError:
+        return json.dumps(value, indent=2, ensure_ascii=False)
 
     class Dumper(yaml.SafeDumper):
         def ignore_aliases(self, data: Any) -> bool:
