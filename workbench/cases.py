@@ -495,14 +495,12 @@ def run_all(cases: Iterable[Case], cover: Cover | None = None) -> Iterator[Resul
 
 
 def write(results: Sequence[Result]) -> None:
-    """Put what was found into the files of those that differ, from each file's end up."""
+    """Put what was found into the files of those that differ."""
     for source in dict.fromkeys(each.case.source for each in results if each.differs):
+        mine = [each for each in results if each.differs and each.case.source == source]
+        values = {each.case.number: each.accepted for each in mine}
         path = Path(source)
-        text = path.read_bytes().decode()
-        for result in results:
-            if result.case.source == source and result.differs:
-                text = set_key(text, source, result.case.number, "expect", result.accepted)
-        path.write_bytes(text.encode())
+        path.write_bytes(set_key(_text(path), source, "expect", values).encode())
 
 
 def to_yaml(title: str, document: Json, expect: Json | str, **more: Any) -> str:

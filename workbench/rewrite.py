@@ -3,9 +3,10 @@ it is: its order, its style, its comments. What comes of it is read again before
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import whook
@@ -14,20 +15,26 @@ from workbench import documents
 Edit = tuple[int, int, str]  # from, to, and what stands there instead
 
 
-def set_key(text: str, source: str, index: int, key: str, value: Any) -> str:
-    """The text with the value of a top-level key set in its index-th document: only where it
-    differs if that can be done, else all of it. SetupError if neither comes out right."""
+def set_key(text: str, source: str, key: str, values: Mapping[int, Any]) -> str:
+    """The text with a top-level key set in some of its documents, by their number from 0: only
+    where the value differs if that can be done, else all of it. SetupError if neither comes out
+    right."""
     before = [document.value for document in documents.parse(text, source)]
     nodes = _nodes(text, source)
-    wanted = [each | {key: value} if i == index else each for i, each in enumerate(before)]
-    for edits in _finely, _whole:
-        try:
-            found = list(edits(text, nodes[index], key, before[index].get(key), value))
-        except (LookupError, AttributeError):
-            continue  # aliases, merged keys: what stands there is written elsewhere
-        new = _apply(text, found)
-        if _read(new, source) == [_canonical(each) for each in wanted]:
+    wanted = [
+        before[i] | {key: values[i]} if i in values else before[i] for i in range(len(before))
+    ]
+    ways = dict.fromkeys(values, _finely)
+    for _ in range(2):
+        edits: list[Edit] = []
+        for number, way in ways.items():
+            edits += way(text, nodes[number], key, before[number].get(key), values[number])
+        new = _apply(text, edits)
+        found = _read(new, source)
+        wrong = [i for i, value in enumerate(wanted) if found[i : i + 1] != [_canonical(value)]]
+        if not wrong and len(found) == len(wanted):
             return new
+        ways |= {number: _whole for number in wrong if number in values}
     raise whook.SetupError(f"{source} can't be rewritten", f"edit its `{key}` by hand")
 
 
@@ -38,7 +45,8 @@ def _nodes(text: str, source: str) -> list[Any]:
     except ImportError:
         hint = "python -m pip install PyYAML"
         raise whook.SetupError(f"PyYAML is not there to rewrite {source}", hint) from None
-    return [node for node in yaml.compose_all(text, Loader=yaml.SafeLoader) if node.value]
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return [node for node in yaml.compose_all(text, Loader=loader) if node.value]
 
 
 def _read(text: str, source: str) -> list[str]:
@@ -62,10 +70,16 @@ def _apply(text: str, edits: list[Edit]) -> str:
 # ---------------------------------------------------------------------------- only what differs
 
 
-def _finely(text: str, node: Any, key: str, old: Any, new: Any) -> Iterator[Edit]:
+def _finely(text: str, node: Any, key: str, old: Any, new: Any) -> list[Edit]:
+    """All of it, if what differs does not stand here, but where an alias or a merged key leads."""
+    edits: list[Edit] = []
     for name, value in node.value:
         if name.value == key:
-            yield from _pair(text, name, value, old, new, node.flow_style)
+            with contextlib.suppress(LookupError, AttributeError):
+                edits = list(_pair(text, name, value, old, new, node.flow_style))
+    whole = _whole(text, node, key, old, new)
+    here = all(whole[0][0] <= start and end <= whole[0][1] for start, end, _ in edits)
+    return edits if edits and here else whole
 
 
 def _pair(text: str, name: Any, value: Any, old: Any, new: Any, flow: bool) -> Iterator[Edit]:
@@ -123,8 +137,8 @@ def _more(text: str, first: Any, last: Any, values: Any) -> Iterator[Edit]:
 
 def _lines(text: str, start: int, end: int) -> Edit:
     """Taking this out, with the lines that it stands on."""
-    start, end = text.rfind("\n", 0, start) + 1, text.find("\n", end) + 1
-    return start, end or len(text), ""
+    last = text.find("\n", end)
+    return max(text.rfind("\n", 0, start), 0), len(text) if last < 0 else last, ""
 
 
 def _end(text: str, node: Any) -> int:
@@ -140,15 +154,14 @@ def _end(text: str, node: Any) -> int:
 # ---------------------------------------------------------------------------- all of it
 
 
-def _whole(text: str, node: Any, key: str, old: Any, new: Any) -> Iterator[Edit]:
+def _whole(text: str, node: Any, key: str, old: Any, new: Any) -> list[Edit]:
     """The key with its whole value, up to the next key and what is commented above that."""
     places = [name.start_mark.index for name, _ in node.value] + [node.end_mark.index]
     for (name, _), start, end in zip(node.value, places, places[1:], strict=False):
         if name.value == key:
-            yield start, start + _length(text[start:end]), _block({key: new}, name)
-            return
+            return [(start, start + _length(text[start:end]), _block({key: new}, name))]
     end = places[0] + _length(text[places[0] : places[-1]])
-    yield end, end, f"\n{_block({key: new}, node)}"
+    return [(end, end, f"\n{_block({key: new}, node)}")]
 
 
 def _length(text: str) -> int:
