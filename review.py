@@ -3,8 +3,8 @@
 
 Reads AdmissionReviews, or any Kubernetes objects, as YAML or JSON, runs every mutate and then every
 validate on each, as the API server would have them run, and shows the difference, the warnings
-and the denial as kubectl shows them. Every policy runs once more on its own result, as the API
-server may (reinvocationPolicy: IfNeeded): one that changes it again is not idempotent.
+and the denial as kubectl shows them. All policies run once more on their own result, as the API
+server may have them (reinvocationPolicy: IfNeeded): one that changes it again is not idempotent.
 
 Sections: JSON Patch, reading, running, the verdict, showing, the command line. What goes beyond
 has its own file in workbench/: reading YAML and JSON, cases, rules, lints, a cluster's schema.
@@ -173,11 +173,16 @@ def _identity(obj: dict[str, Any]) -> tuple[str, str, str, dict[str, Any]]:
     return group, version, obj["kind"], metadata
 
 
-CLUSTER_SCOPED = {"Node", "PersistentVolume", "StorageClass", "ClusterRole", "ClusterRoleBinding"}
-CLUSTER_SCOPED |= {"CustomResourceDefinition", "PriorityClass", "APIService", "IngressClass"}
-CLUSTER_SCOPED |= {"MutatingWebhookConfiguration", "ValidatingWebhookConfiguration", "CSIDriver"}
-CLUSTER_SCOPED |= {"ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding", "CSINode"}
-CLUSTER_SCOPED |= {"CertificateSigningRequest", "RuntimeClass", "FlowSchema", "VolumeAttachment"}
+# What `kubectl api-resources --namespaced=false` lists, as far as webhooks are asked about it.
+_SCOPED = """
+    APIService CSIDriver CSINode CertificateSigningRequest ClusterRole ClusterRoleBinding
+    ClusterTrustBundle CustomResourceDefinition DeviceClass FlowSchema IPAddress IngressClass
+    MutatingAdmissionPolicy MutatingAdmissionPolicyBinding MutatingWebhookConfiguration Node
+    PersistentVolume PriorityClass PriorityLevelConfiguration ResourceSlice RuntimeClass ServiceCIDR
+    StorageClass ValidatingAdmissionPolicy ValidatingAdmissionPolicyBinding
+    ValidatingWebhookConfiguration VolumeAttachment VolumeAttributesClass
+"""
+CLUSTER_SCOPED = set(_SCOPED.split())
 
 
 def _namespace(kind: str, metadata: dict[str, Any], given: str | None) -> str:
@@ -213,13 +218,12 @@ def plural(kind: str) -> str:
 @dataclasses.dataclass
 class Step:
     """One policy's part in a review: its patch, its patch on its own result, and with what message
-    it denies that; `refusals` is what an API server would not take in what it made."""
+    it denies that, or fails on it."""
 
     policy: str
     patch: whook.Patch
     again: whook.Patch
     denies: str = ""
-    refusals: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass
@@ -266,9 +270,11 @@ def run(review: dict[str, Any], policies: Sequence[whook.Policy]) -> Outcome:
     try:
         mutated = outcome.responses["mutate"] = _evaluate(request, policies, "mutate")
         if mutated.allowed:
-            outcome.steps = list(_steps(request, mutated, policies))
+            outcome.steps = _steps(mutated, policies)
             outcome.after = apply(before, mutated.patch) if mutated.patch else before
             request = with_object(request, outcome.after)
+            if mutated.patch:
+                _mutate_again(outcome, request, policies)
             outcome.responses["validate"] = _evaluate(request, policies, "validate")
     except whook.Refusal as fault:
         outcome.fault = fault
@@ -296,23 +302,47 @@ def with_object(request: whook.Request, obj: Any) -> whook.Request:
     return changed
 
 
-def _steps(
-    request: whook.Request, response: whook.Response, policies: Sequence[whook.Policy]
-) -> Iterator[Step]:
-    obj, patches = request.object, iter(response.patch)
-    for policy in policies:
-        patch = list(itertools.islice(patches, response.changed_by.get(policy.name, 0)))
-        if patch:
-            before, obj = obj, apply(obj, patch)
-            step = Step(policy.name, patch, [], "", refusals(before, obj))
-            try:
-                again = _evaluate(with_object(request, obj), [policy], "mutate")
-                step.again, step.denies = again.patch, again.message or again.reason
-            except whook.PolicyFault as fault:
-                step.denies = fault.message
-            yield step
-        elif policy.mutate:
-            yield Step(policy.name, [], [])
+def _steps(response: whook.Response, policies: Sequence[whook.Policy]) -> list[Step]:
+    """Each policy's part in the patch."""
+    patches = iter(response.patch)
+    return [
+        Step(policy.name, list(itertools.islice(patches, count)), [])
+        for policy in policies
+        if policy.mutate
+        for count in [response.changed_by.get(policy.name, 0)]
+    ]
+
+
+def _mutate_again(
+    outcome: Outcome, request: whook.Request, policies: Sequence[whook.Policy]
+) -> None:
+    """Run all policies on the result. If that does anything, find which of them do something to
+    what they made themselves; if none does, it is those that undo what another made."""
+    again = _second(request, policies)
+    if not again.patch and again.allowed:
+        return
+    by_name, obj = {policy.name: policy for policy in policies}, outcome.before
+    for step in outcome.steps:
+        if step.patch:
+            obj = apply(obj, step.patch)
+            response = _second(with_object(request, obj), [by_name[step.policy]])
+            step.again, step.denies = response.patch, response.message
+    if not outcome.not_idempotent:
+        for step, second in zip(outcome.steps, _steps(again, policies), strict=True):
+            step.again = second.patch
+            if not again.allowed and step.policy == list(again.spent)[-1]:
+                step.denies = again.message
+
+
+def _second(request: whook.Request, policies: Sequence[whook.Policy]) -> whook.Response:
+    """The answer to mutate; a failure counts as a denial."""
+    try:
+        return _evaluate(request, policies, "mutate")
+    except whook.PolicyFault as fault:
+        response = whook.Response()
+        response.allowed, response.message = False, fault.message
+        response.spent[fault.policy.name] = 0.0
+        return response
 
 
 def _blame(outcome: Outcome, request: whook.Request, policies: Sequence[whook.Policy]) -> None:
@@ -331,7 +361,11 @@ def _blame(outcome: Outcome, request: whook.Request, policies: Sequence[whook.Po
                 outcome.failures[policy.name] = fault.message
             else:
                 outcome.denials |= {} if response.allowed else {policy.name: response.message}
-    outcome.failures |= {step.policy: step.refusals[0] for step in outcome.steps if step.refusals}
+    obj = outcome.before
+    for step in outcome.steps if outcome.refusals else ():
+        was, obj = obj, apply(obj, step.patch)
+        if found := refusals(was, obj):
+            outcome.failures[step.policy] = found[0]
 
 
 # ---------------------------------------------------------------------------- the verdict
@@ -363,6 +397,8 @@ def _wrong_types(before: Any, after: Any, path: str) -> Iterator[str]:
     """Values whose JSON type the policies changed, and what they put into maps of strings."""
     if before is not None and after is not None and _type(before) != _type(after):
         yield f"{path} was {_type(before)}, and is {_type(after)}"
+    elif type(after) in (dict, list) and whook.freeze(before) == whook.freeze(after):
+        return
     elif type(after) is dict:
         strings = path.rpartition("/")[2] in STRING_MAPS
         for key, value in after.items():
@@ -522,8 +558,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments and arguments[0] in COMMANDS:
             module, function = COMMANDS[arguments[0]]
-            return int(getattr(importlib.import_module(module), function)(arguments[1:]))
-        return review_objects(parse_arguments(arguments))
+            status = int(getattr(importlib.import_module(module), function)(arguments[1:]))
+        else:
+            status = review_objects(parse_arguments(arguments))
+        sys.stdout.flush()
+        return status
     except whook.SetupError as error:
         message, hint = error.message, error.hint
     except KeyboardInterrupt:
@@ -594,11 +633,10 @@ def load_policies(
 def _way_to(error: BaseException) -> str:
     """A hint where an error came from. To run the policy with python would not show it: there it
     has no objects.py, and no NAME.json."""
-    own = (whook.__file__, __file__)
     frames = [
-        f"{frame.filename}, line {frame.lineno}"
-        for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename not in own and not frame.filename.startswith("<")
+        f"{frame.f_code.co_filename}, line {line}"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if frame.f_code.co_filename != whook.__file__ and frame.f_code.co_filename[0] != "<"
     ]
     return "mend it there" if len(frames) < 2 else "raised in " + ", called in ".join(frames[::-1])
 

@@ -26,6 +26,7 @@ LEVELS = 200  # how deep values may be nested: Python runs out of stack at a tho
 MAX_COPIED = whook.MAX_BODY  # bytes that the aliases of a YAML document may unfold into
 ENDINGS = (".yaml", ".yml", ".json")
 HINT = "give Kubernetes objects, or AdmissionReviews, as YAML or JSON"
+FOLDER_HINT = "of a folder *.yaml, *.yml and *.json are read, and no folder in it"
 
 
 class Document(NamedTuple):
@@ -43,21 +44,22 @@ Fields = Iterator[tuple[str, Any]]  # of one object; a list in `items` is an ite
 def read(source: str) -> Iterator[Document]:
     """The objects in a file, in the files of a folder (not in folders below it, as kubectl does),
     or in standard input ("-"), in their order; SetupError if there is none."""
-    found = False
-    for path in _files(source):
-        name = "standard input" if path == "-" else path
-        try:
+    found, name = False, "standard input" if source == "-" else source
+    try:
+        for path in _files(source):
+            name = "standard input" if path == "-" else path
             with _open(path) as stream:
                 for document in _documents(stream, name):
                     found = True
                     yield document
-        except OSError as error:
-            raise whook.SetupError(f"can't read {path}: {error.strerror}", HINT) from None
-        except UnicodeDecodeError:
-            raise whook.SetupError(f"can't read {name}: it is not UTF-8", HINT) from None
+    except OSError as error:
+        raise whook.SetupError(f"can't read {name}: {error.strerror}", HINT) from None
+    except UnicodeDecodeError:
+        raise whook.SetupError(f"can't read {name}: it is not UTF-8", HINT) from None
     if not found:
-        name = "standard input" if source == "-" else source
-        raise whook.SetupError(f"{name} holds nothing", HINT)
+        a_folder = Path(source).is_dir()
+        name = source if a_folder else name
+        raise whook.SetupError(f"{name} holds nothing", FOLDER_HINT if a_folder else HINT)
 
 
 def parse(text: str, source: str) -> Iterator[Document]:
@@ -110,7 +112,7 @@ def _objects(fields: Fields, line: int, reader: Reader) -> Iterator[tuple[dict[s
         if isinstance(value, Iterator):
             a_list = True
             for item, place in value:
-                if _is_named(item) or obj.get("kind"):
+                if _is_named(item) or _is_named(obj):
                     yield from _item(item, obj, place, reader)
                 else:
                     waiting.append((item, place))
@@ -123,17 +125,20 @@ def _objects(fields: Fields, line: int, reader: Reader) -> Iterator[tuple[dict[s
         yield from _item(item, obj, place, reader)
 
 
-def _item(item: Any, a_list: dict[str, Any], line: int, reader: Reader) -> Any:
-    kind, version = str(a_list.get("kind")), str(a_list.get("apiVersion"))
-    if type(item) is dict and not _is_named(item) and kind.endswith("List") and kind != "List":
-        item = {"apiVersion": version, "kind": kind.removesuffix("List")} | item
+def _item(
+    item: Any, a_list: dict[str, Any], line: int, reader: Reader
+) -> Iterator[tuple[dict[str, Any], int]]:
+    kind = str(a_list.get("kind"))
+    if type(item) is dict and not _is_named(item) and _is_named(a_list) and kind != "List":
+        item = {"apiVersion": a_list["apiVersion"], "kind": kind.removesuffix("List")} | item
     if not _is_named(item):
         reader.wrong("this item of a list has no apiVersion and kind", HINT, line)
-    nested: Fields = (
-        (key, ((each, line) for each in value) if key == "items" and type(value) is list else value)
-        for key, value in item.items()
-    )
-    return _objects(nested, line, reader)
+    if type(item.get("items")) is not list:
+        return iter([(item, line)])
+    if whynot := _no_json(item):  # too deep, say
+        reader.wrong(whynot, HINT, line)
+    items = ((each, line) for each in item["items"])
+    return _objects(iter((item | {"items": items}).items()), line, reader)
 
 
 def _is_named(item: Any) -> bool:
@@ -300,9 +305,10 @@ class _Yaml:
             yield from self.yaml.parse(self, Loader=loader)
         except self.yaml.MarkedYAMLError as error:
             line = error.problem_mark.line + 1 if error.problem_mark else 0
-            self.wrong(f"not YAML: {error.problem}", _hint_for(str(error.problem)), line)
-        except self.yaml.YAMLError as error:  # a control character
-            what = f"can't read {self.source}: {getattr(error, 'reason', error)}"
+            what, hint = _problem(str(error.problem))
+            self.wrong(f"not YAML: {what}", hint, line)
+        except self.yaml.YAMLError:
+            what = f"can't read {self.source}: it holds a control character"
             raise whook.SetupError(what, HINT) from None
 
     def documents(self) -> Iterator[tuple[int, Fields]]:
@@ -317,7 +323,6 @@ class _Yaml:
 
     def fields(self, start: Any, depth: int) -> Fields:
         seen: set[str] = set()
-        merged: dict[str, Any] = {}
         while type(event := next(self.events)) is not self.yaml.MappingEndEvent:
             key, line = self.key(event), event.start_mark.line + 1
             if key in seen:
@@ -326,12 +331,11 @@ class _Yaml:
             seen.add(key)
             event = next(self.events)
             if key == "<<":
-                merged = self.merge(self.value(event, depth), line) | merged
+                yield from self.merge(self.value(event, depth), line).items()
             elif depth == 1 and key == "items" and type(event) is self.yaml.SequenceStartEvent:
                 yield key, self.items(depth + 1)
             else:
                 yield key, self.value(event, depth)
-        yield from ((key, value) for key, value in merged.items() if key not in seen)
 
     def items(self, depth: int) -> Items:
         while type(event := next(self.events)) is not self.yaml.SequenceEndEvent:
@@ -375,7 +379,8 @@ class _Yaml:
         return whook.thaw(frozen)
 
     def merge(self, value: Any, line: int) -> dict[str, Any]:
-        """The fields for `<<: value`; of several objects the first counts."""
+        """The fields for `<<: value`; of several objects the first counts. They replace those above
+        them, and those below replace them: go-yaml goes by the order, against the rule."""
         merged: dict[str, Any] = {}
         for each in value if type(value) is list else [value]:
             if type(each) is not dict:
@@ -396,18 +401,21 @@ class _Yaml:
             return plain(event.value) if event.implicit[0] else event.value
         if tag in ("int", "float", "bool", "null"):
             return plain(event.value)
-        if tag not in ("!", "str", "timestamp"):
+        if tag == "binary":
             line = event.start_mark.line + 1
-            self.wrong(f"the tag {event.tag} means nothing in Kubernetes", "leave it out", line)
+            self.wrong("the tag !!binary stands here", "write the text itself", line)
         return event.value
 
 
-def _hint_for(problem: str) -> str:
-    if "tab" in problem or "cannot start any token" in problem:
-        return "indent with spaces, never with a tab, and quote a text that starts with @ or %"
-    if "mapping values" in problem:
-        return 'quote a text with ": " in it; end a file with a line break before adding to it'
-    return HINT
+def _problem(found: str) -> tuple[str, str]:
+    """What is wrong, and a hint, in the same words with libyaml and without."""
+    if "tab" in found or "cannot start any token" in found:
+        hint = "indent with spaces, never with a tab, and quote a text that starts with @, % or `"
+        return "found a tab, or another character that nothing can start with", hint
+    if "mapping values" in found:
+        hint = "quote a text that has one; a file that another is added to must end in a line break"
+        return "found a colon too many", hint
+    return found, HINT
 
 
 _WORDS = {"null": None, "y yes true on": True, "n no false off": False, ".nan .inf": math.nan}
@@ -432,11 +440,11 @@ def plain(text: str) -> Any:
         sign, *groups = whole.groups()
         forms = zip(groups, (16, 2, 8, 10), strict=True)
         value = next(int(sign + form, base) for form, base in forms if form)
-        if -(2**63) <= value < 2**64:
+        if -(2**63) <= value < 2**64:  # else it becomes a real number
             return value
     if not _REAL.fullmatch(digits):
         return text
     real = float(digits)
     if not math.isfinite(real):
         return text
-    return int(real) if real.is_integer() and abs(real) < 1e21 else real
+    return int(real) if real.is_integer() and abs(real) < 2**63 else real

@@ -68,8 +68,8 @@ class Summary:
             )
             for row in rows
         ]
-        total = f"{self.objects.total()} objects in {len(self.objects)} namespaces"
-        return "\n".join([*lines, total] if self.counts else [f"{total}, all unchanged"])
+        total = f"{self.objects.total()} reviewed, namespaces: {len(self.objects)}"
+        return "\n".join([*lines, total] if self.counts else [f"{total}; none denied or changed"])
 
     def rank(self, row: tuple[tuple[str, str], collections.Counter[str]]) -> Any:
         (policy, namespace), counts = row
