@@ -240,6 +240,10 @@ class Reading(Folder):
              documents.HINT),
             ("review: {kind: AdmissionReview, apiVersion: v1}\nexpect: unchanged",
              "line 1: the AdmissionReview has no request", form),
+            ("review: {kind: AdmissionReview, apiVersion: admission.k8s.io/v1, request: "
+             "{userInfo: [a], resource: 5}}\nuser: a\nresource: pods\nexpect: unchanged",
+             "line 1: the review can't be read: request.uid is missing", form),
+            (fine + "# user: this\nuser: 5\n---\nuser: a", "line 10: `user` must be a text", form),
             ("review: two.yaml\nexpect: unchanged",
              "line 1: two.yaml holds 2 documents, and must hold one",
              "give each a file of its own"),
@@ -318,6 +322,11 @@ class Changes(unittest.TestCase):
                 changes = cases.changes_of(before, after)
                 self.assertEqual(whook.diff(changes, expected), [])
                 self.assertEqual(whook.diff(cases.merged(before, changes), after), [])
+
+    def test_in_the_order_of_the_object(self):
+        names = [f"key-{number}" for number in range(20)]
+        changes = cases.changes_of(dict.fromkeys(names, 1), dict.fromkeys(names[::-1][10:], 2))
+        self.assertEqual(list(changes), names[10:] + names[:10][::-1])
 
     def test_fields(self):
         obj = {"a": {"b": 1, "c": 2}, "l": [{"name": "x", "v": 1, "w": 2}, {"name": "y"}]}

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import itertools
 import json
 import os
 import re
@@ -146,9 +147,10 @@ class _Reader:
 
     def fault(self, message: str, hint: str = FORM, key: str = "") -> whook.SetupError:
         """For the line of a key, as far as that can be told, or of the case."""
-        lines = _text(self.file).splitlines()[self.line - 1 :] if key else []
-        found = (i for i, line in enumerate(lines) if re.match(rf"\W*{re.escape(key)}\b", line))
-        line = self.line + next(found, 0)
+        first, *rest = _text(self.file).splitlines()[self.line - 1 :]
+        mine = [first, *itertools.takewhile(lambda line: not line.startswith("---"), rest)]
+        start = re.compile(rf"[\s\"'{{]*{re.escape(key)}[\"']?\s*:").match
+        line = self.line + next((i for i, line in enumerate(mine) if key and start(line)), 0)
         return whook.SetupError(f"{self.file}, line {line}: {message}", hint)
 
     def case(self, number: int) -> Case:
@@ -252,11 +254,13 @@ class _Reader:
         if whole:
             fields |= {key: merged(fields.get(key), given[key]) for key in OBJECTS if key in given}
         fields |= {key: given[key] for key in SAME if key in given}
-        fields["userInfo"] = _user(fields.get("userInfo") or {}, given)
+        known = {key: fields.get(key) for key in ("userInfo", "resource")}
+        user, resource = (each if type(each) is dict else {} for each in known.values())
+        if given.keys() & {"user", "groups"}:
+            fields["userInfo"] = _user(user, given)
         if "resource" in given:
             group, _, plural = given["resource"].rpartition("/")
-            known = fields.get("resource") or {}
-            fields["resource"] = known | {"group": group, "resource": plural}
+            fields["resource"] = resource | {"group": group, "resource": plural}
         return document | {"request": fields}
 
     def of_object(self) -> Json:
@@ -325,9 +329,9 @@ def merged(base: Any, changes: Any) -> Any:
 def changes_of(before: Any, after: Any) -> Any:
     """The changes that make `after` of `before`, as merged() takes them."""
     if type(before) is dict and type(after) is dict:
-        changed = {key: changes_of(before.get(key), after[key]) for key in after}
-        kept = {key: changed[key] for key in after if _differ(before.get(key), after[key])}
-        return dict.fromkeys(before.keys() - after.keys()) | kept
+        gone = {key: None for key in before if key not in after}
+        changed = (key for key in after if _differ(before.get(key), after[key]))
+        return gone | {key: changes_of(before.get(key), after[key]) for key in changed}
     if type(before) is list and type(after) is list:
         known = by_name(before)
         return [
