@@ -854,7 +854,7 @@ class New(Folder):
         self.assertEqual((status, err), (1, ""))
         self.assertIn('      -denied: \'metadata.labels: "example.com/owner" is missing;', out)
         policy = Path("policies/owner.py")
-        self.assertRegex(policy.read_text(), r"\nRule: CREATE, UPDATE of pods\.\n")
+        self.assertRegex(policy.read_text(), r"\nRule: CREATE of pods\.\n")
         policy.write_text(policy.read_text().replace("pass  # request", "request"))
         self.assertEqual(self.run_tests("test", case)[0], 0)
         self.assertEqual([p.name for p in review.load_policies(["policies"])], ["owner"])

@@ -520,7 +520,7 @@ POLICY = '''\
 """TODO: say in one line what holds where this policy runs.
 
 Reads metadata.labels.
-Rule: CREATE, UPDATE of pods.
+Rule: CREATE of pods.
 """
 
 LABEL = "example.com/owner"
@@ -554,7 +554,6 @@ def new(argv: Sequence[str] | None = None) -> int:
         description="Write policies/NAME.py and policies/cases/NAME.yaml, to be filled in.",
     )
     parser.add_argument("name", help="the folder is `policies` where none is named")
-
     path = Path(parser.parse_args(argv).name.removesuffix(".py"))
     if not re.fullmatch("[A-Za-z0-9-][A-Za-z0-9._-]{0,199}", path.name):
         hint = "use letters, digits, '-', '_' and '.', and neither '.' nor '_' first"
