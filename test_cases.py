@@ -788,7 +788,8 @@ class CommandLine(Folder):
         self.assertEqual(path.stat().st_mtime_ns, stamp, "nothing to write")
 
     def test_what_can_not_be_accepted(self):
-        self.write("team.py", 'def mutate(o, r): o["metadata"]["generateName"] = str(id(o))')
+        source = "import itertools\nN = itertools.count()\ndef mutate(o, r):\n"
+        self.write("team.py", source + ' o["metadata"]["generateName"] = str(next(N))')
         self.write("cases/team.yaml", self.BAD)
         status, out, _ = self.run_tests("test", "--accept")
         self.assertEqual(status, 1)

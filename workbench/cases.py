@@ -70,7 +70,7 @@ EXPECT = {  # of what is expected
 NAMES = {str: "a text", dict: "an object", list: "a list", int: "a whole number"}
 NAMES |= {bool: "true or false"}
 UNCHANGED = "unchanged"
-FORM = "docs/workbench.md has the form of a case"
+FORM = "docs/cases.md has the form of a case"
 ENDS = ("object", "changes", "fields", "denied", "failed")  # of these a case has one
 
 
