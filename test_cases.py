@@ -826,6 +826,8 @@ class CommandLine(Folder):
         self.assertEqual((status, out.splitlines()[-1]), (0, "2 cases, 0 failed"))
         never = "no case comes here"
         self.assertEqual(err, f"hangs.py:2: {never}\npicky.py:4-12: {never}\n")
+        _, _, err = self.run_tests("test", "cases/team.yaml", "--cover")
+        self.assertEqual(err, "", "of a file that is named, only its own policies")
 
     def test_usage(self):
         for arguments in (

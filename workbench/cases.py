@@ -612,10 +612,11 @@ def as_junit(results: Sequence[Result]) -> str:
     return reports.junit("review test", tests)
 
 
-def uncovered_by(cover: Cover, cases: Sequence[Case]) -> dict[str, list[str]]:
-    """By policy, what no case reached. Policies beside the cases' folder count, too."""
+def uncovered_by(cover: Cover, cases: Sequence[Case], named: Sequence[str]) -> dict[str, list[str]]:
+    """By policy, what no case reached. Policies beside the cases' folder count, too, but for files
+    of cases that were named one by one."""
     above = {os.path.relpath(Path(case.source).parent.parent) for case in cases
-             if Path(case.source).parent.name == "cases"}  # fmt: skip
+             if Path(case.source).parent.name == "cases" and case.source not in named}  # fmt: skip
     paths = {*cover.arcs}
     for folder in above:
         names = Path(folder).glob("*.py")
@@ -670,7 +671,7 @@ def _test(options: argparse.Namespace) -> int:
         raise whook.SetupError(f"there is no case in {where}", hint)
     if options.accept:
         write(results)
-    uncovered = None if cover is None else uncovered_by(cover, cases)
+    uncovered = None if cover is None else uncovered_by(cover, cases, options.path)
     failed = [each for each in results if each.problems or (each.differs and not options.accept)]
     if options.output == "json":
         print(as_json(results, uncovered))
