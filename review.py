@@ -631,10 +631,14 @@ def _mapping(text: str) -> tuple[str, str]:
     return kind, name
 
 
-def load_policies(paths: Sequence[str]) -> Sequence[whook.Policy]:
-    """The policies behind files and folders; SetupError, with the way to where it was raised."""
+def load_policies(
+    paths: Sequence[str], parameters: Mapping[str, bytes] | None = None
+) -> Sequence[whook.Policy]:
+    """The policies behind files and folders; `parameters` are the contents of NAME.json files by
+    their paths. SetupError, with the way to where it was raised."""
     try:
-        return whook.load_policies(whook.read_sources(paths), whook.START_BUDGET).policies
+        sources = whook.read_sources(paths) | dict(parameters or {})
+        return whook.load_policies(sources, whook.START_BUDGET).policies
     except whook.SetupError as error:
         if isinstance(error.__cause__, KeyboardInterrupt):
             raise KeyboardInterrupt from None

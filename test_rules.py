@@ -329,6 +329,11 @@ class Check(unittest.TestCase):
                 "no policy is behind /validate/b: whook answers 404",
             ],
         )
+        alone = policies(b=f"{self.PODS}|{MUTATE}")
+        self.assertIn(
+            "no policy is behind /validate: whook passes all of it",
+            self.findings(alone, configuration(good)),
+        )
         entry = a_rule("pods", "deployments", groups=["apps", ""], operations=["CREATE"])
         self.assertEqual(
             self.findings(wanted, configuration(good), configuration(entry, kind="mutate")),

@@ -440,7 +440,8 @@ def reads_containers(source: bytes) -> bool:
 def _needless(webhook: Webhook, verb: str, behind: Sequence[Wanted]) -> Iterator[str]:
     """What it asks about though nobody looks at it: the API server waits for nothing."""
     if not behind:
-        yield f"no policy is behind {webhook.path or 'its path'}: whook answers 404"
+        answer = "passes all of it" if webhook.path.count("/") == 1 else "answers 404"
+        yield f"no policy is behind {webhook.path or 'its path'}: whook {answer}"
         return
     for rule in webhook.rules:
         for resource in rule.resources:
