@@ -205,7 +205,7 @@ class WebhookConfigurationTest(unittest.TestCase):
             f"-l {LABEL}=whook\n"
         )
         self.assertIn(command, text)
-        for page in ("README.md", "policies/README.md"):
+        for page in ("README.md", "docs/operate.md", "docs/deploy.md", "policies/README.md"):
             with self.subTest(page=page):
                 self.assertIn(command, (TOP / page).read_text())
 
@@ -711,7 +711,7 @@ class DockerfileTest(unittest.TestCase):
         for owner, name in ((one("Deployment"), "whook"), (one("CronJob", "renewal"), "certs")):
             image = container_of(owner)["image"]
             command = f"docker build --target {name} -t {image} ."
-            for page in ("Dockerfile", "README.md"):
+            for page in ("Dockerfile", "docs/deploy.md"):
                 self.assertIn(command, (TOP / page).read_text(), page)
 
     @unittest.skipUnless(shutil.which("buildah"), "buildah is not there")

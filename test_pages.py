@@ -1,4 +1,4 @@
-"""The pages say what the programs do: figures, flags, metrics, commands, links, and their length."""
+"""The pages say what the programs do: figures, flags, metrics, commands, links; and are short."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from test_whook import POD, ROOT
 
 README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
-PAGES = [README, *DOCS, ROOT / "policies/README.md", *sorted(ROOT.glob("[A-Z]*[A-Z].md"))[:0]]
+PAGES = [*DOCS, ROOT / "policies/README.md", *ROOT.glob("[A-Z]*.md")]
 OPERATE = (ROOT / "docs/operate.md").read_text()
 
 
@@ -111,14 +111,15 @@ class Programs(unittest.TestCase):
         self.assertEqual(re.findall(r"^\| `(whook_\w+)` \|", OPERATE, re.M), list(whook.METRICS))
 
     def test_flags_in_commands_exist(self):
-        known = {name: helps(name) for name in ("whook", "certs", "review", "debug")}
+        programs = ("whook", "certs", "review", "debug")
+        known = {p: {"--help", *re.findall("--[a-z-]+", helps(p))} for p in programs}
         for page in PAGES:
             for command in commands(page.read_text()):
                 for part in re.split(r"[|;&]|\s#\s", command):
                     program = re.search(r"(?:^|\s)(whook|certs|review|debug)\.py\b(.*)", part)
                     for flag in re.findall(r"(?:^|\s)(--[a-z-]+)", program[2] if program else ""):
                         with self.subTest(page=page.name, command=command):
-                            self.assertRegex(known[program[1]], rf"{flag}\b")
+                            self.assertIn(flag, known[program[1]])
 
     def test_metrics_that_are_named_exist(self):
         for page in PAGES:

@@ -106,59 +106,6 @@ class HouseRules(unittest.TestCase):
                     self.assertLessEqual(node.end_lineno - node.lineno + 1, 50)
 
 
-class Readme(unittest.TestCase):
-    """The README says what the program does."""
-
-    text = (ROOT / "README.md").read_text()
-
-    def block(self, name: str) -> str:
-        """The shell commands between the markers of this name."""
-        return self.text.split(f"<!-- {name} -->\n```sh\n")[1].split("```")[0]
-
-    def test_the_line_count(self):
-        source = (ROOT / "whook.py").read_text()
-        prose = set()
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-                prose |= set(range(node.lineno, node.end_lineno + 1))
-        lines = source.splitlines()
-        code = [n for n, line in enumerate(lines, 1) if n not in prose and line.strip()]
-        code = [n for n in code if not lines[n - 1].lstrip().startswith("#")]
-        self.assertEqual(re.findall(r"<!-- lines -->(\d+)<!-- -->", self.text), [str(len(lines))])
-        self.assertEqual(re.findall(r"<!-- code -->(\d+)<!-- -->", self.text), [str(len(code))])
-
-    def test_every_flag_and_no_other(self):
-        table = self.text.split("| flag | what it does |")[1].split("\n\n")[0]
-        written = set(re.findall(r"`(--[a-z-]+)", table))
-        with tempfile.TemporaryFile("w+") as out, contextlib.redirect_stdout(out):
-            with self.assertRaises(SystemExit):
-                whook.parse_arguments(["--help"])
-            out.seek(0)
-            real = set(re.findall(r"^  (--[a-z-]+)", out.read(), re.M))
-        self.assertEqual(written, real)
-
-    def test_every_metric_and_no_other(self):
-        self.assertEqual(re.findall(r"^\| `(whook_\w+)` \|", self.text, re.M), list(whook.METRICS))
-
-    def test_the_example_policy(self):
-        source = self.text.split("```python\n")[1].split("```")[0]
-        request = whook.parse_review(POD)
-        self.assertEqual(len(whook.evaluate(request, policies(example=source)).patch), 1)
-        denied = whook.evaluate(request, policies(example=source), "validate")
-        self.assertEqual(
-            denied.message, 'container "side": image "envoyproxy/envoy:latest" is not pinned'
-        )
-
-    def test_the_first_run(self):
-        arguments = self.block("run").split("whook.py ")[1].split()
-        options = whook.parse_arguments(arguments)
-        self.assertEqual(options.port, 8443)
-        loaded = whook.load_policies(whook.read_sources([str(ROOT / p) for p in options.policy]))
-        response = whook.evaluate(whook.parse_review(POD), loaded.policies)
-        self.assertIn(json.dumps(response.patch, separators=(",", ":")), self.text)
-        self.assertIn("@testing/reviews/create-pod.json", self.block("curl"))
-
-
 class Log(unittest.TestCase):
     """2: one line an event, which nothing from outside can forge."""
 

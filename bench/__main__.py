@@ -6,8 +6,8 @@
     .bench/bin/python -m bench --kubernetes kubernetes-*/
 
 The servers run under the Python that runs this. Results go to bench/results.json, the plots to
-bench/growth.svg, and both into docs/performance.md where its markers stand. About ten minutes; a run that
-was stopped goes on where it was when the same command is given again.
+bench/growth.svg, and both into docs/performance.md where its markers stand. About ten minutes; a
+run that was stopped goes on where it was when the same command is given again.
 """
 
 from __future__ import annotations
