@@ -12,8 +12,10 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -48,6 +50,7 @@ rules:
 """
 # What the two policies in manifests/40-configmap.yaml do.
 TEAM_LABEL, TEAM = "example.com/team", "shop"
+LABELLED = f'"{TEAM_LABEL}":"{TEAM}"'
 REFUSED = (
     'Error from server (Forbidden): error when creating "STDIN": admission webhook'
     ' "validate.whook.local" denied the request: container "main": image "shop:latest" has a'
@@ -188,8 +191,8 @@ def configmap(name: str, **data: str) -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": data}
 
 
-def pod(name: str) -> dict[str, Any]:
-    container = {"name": "main", "image": "busybox:1.36.1"}
+def pod(name: str, image: str = "busybox:1.36.1") -> dict[str, Any]:
+    container = {"name": "main", "image": image}
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -476,6 +479,271 @@ class StoryTest(unittest.TestCase):
     def is_mutated(self) -> bool:
         output = create(pod("probe"), "--dry-run=server", "-o", "json")
         return self.label_of(json.loads(output)) is not None
+
+
+# ---------------------------------------------------------------- static mode
+
+STATIC = "whook.static.k8s.io"
+CONTROLLER = "apiserver_manifest_admission_config_controller_"
+DENIED = (
+    'admission webhook "validate.static.whook.local" denied the request: container "main": image'
+    ' "shop:latest" has a mutable tag; pin a version or a digest'
+)
+# What the API server logs of a second file in the folder: what is changed in it, and the message.
+FAULTS = (
+    (
+        "url: .*",
+        "service: {name: whook, namespace: whook}",
+        'webhook "mutate.static.whook.local" in "other.static.k8s.io" (file'
+        ' "/etc/kubernetes/whook/mutating/other.yaml"): clientConfig.service is not supported for'
+        " static manifests; use clientConfig.url instead",
+    ),
+    (
+        "other.static",
+        "whook.static",
+        'duplicate name "whook.static.k8s.io" found in file'
+        ' "/etc/kubernetes/whook/mutating/whook.yaml" (previously seen in'
+        ' "/etc/kubernetes/whook/mutating/other.yaml")',
+    ),
+    (
+        "other.static.k8s.io",
+        "other",
+        '"other" in file "/etc/kubernetes/whook/mutating/other.yaml" must have a name ending with'
+        ' ".static.k8s.io"',
+    ),
+    (
+        "kind: Mutating",
+        "kind: Validating",
+        'strict decoding error: unknown field "webhooks[0].reinvocationPolicy"',
+    ),
+    ("caBundle: .*", "caBundle: ${CA_BUNDLE}", "illegal base64 data at input byte 0"),
+)
+
+
+class Impatient(controlplane.ControlPlane):
+    """Asks for two pods each time that it looks if the API server is up, so that the first request
+    for one comes as early as any can. `answers` holds what each got, in order."""
+
+    answers: list[str]
+
+    def __enter__(self) -> Impatient:
+        self.answers = []
+        super().__enter__()
+        return self
+
+    def healthy(self, port: int, path: str) -> bool:
+        self.answers += [self.ask(), self.ask("shop:latest")]
+        return super().healthy(port, path)
+
+    def ask(self, image: str = "busybox:1.36.1") -> str:
+        """What the API server says to a dry run that creates a pod."""
+        path = "/api/v1/namespaces/default/pods?dryRun=All"
+        item = json.dumps(pod("probe", image))
+        done = self.kubectl("create", "--raw", path, "-f", "-", stdin=item, check=False)
+        return done.stdout + done.stderr
+
+
+class StaticTest(unittest.TestCase):
+    """docs/static.md, in its order, on an API server of its own. Instead of a kubelet the test runs
+    the static pod's command line; the files are where the page puts them, below another root."""
+
+    def setUp(self) -> None:
+        self.folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
+        self.enterContext(contextlib.chdir(TOP))
+        self.node = self.folder / "etc/kubernetes/whook"
+        self.page = (TOP / "docs/static.md").read_text()
+        flags = re.findall(r"(?m)^ *- (--[a-z-]+=\S+)", self.page)
+        self.assertEqual(len(flags), 2)
+        # ServiceAccount waits for a controller; without it, the first request needs nothing else.
+        flags.append("--disable-admission-plugins=ServiceAccount")
+        self.plane = Impatient(tuple(self.here(flag) for flag in flags))
+
+    def test_story(self) -> None:
+        for block in ("certificates", "configurations", "pair", "pod"):
+            self.follow(block)
+        with self.whook():
+            self.enterContext(self.plane)
+            self.hold_from_the_first_request()
+            self.be_no_object()
+            self.take_up_a_changed_file()
+            self.keep_the_last_good_file()
+            self.renew_under_load()
+        self.hold_while_whook_is_down()
+        self.refuse_a_certificate_for_another_name()
+        self.not_start_with_a_fault()
+        self.take_whook_out()
+        self.be_of_no_use_in_a_normal_configuration()
+
+    # -- what the page says
+
+    def here(self, text: str) -> str:
+        return text.replace("/etc/kubernetes", f"{self.folder}/etc/kubernetes")
+
+    def follow(self, block: str) -> None:
+        """Run a block of the page, in a folder that stands for the node's root."""
+        commands = self.page.split(f"<!-- static:{block} -->\n```sh\n")[1].split("```")[0]
+        commands = commands.replace("static-certs", f"{self.folder}/static-certs")
+        commands = self.here(commands).replace("python ", f"{sys.executable} ")
+        script = f"set -euo pipefail; mkdir -p {self.node.parent}/manifests\n{commands}"
+        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        if block == "configurations":
+            self.write("admission.yaml", self.here((self.node / "admission.yaml").read_text()))
+
+    def write(self, path: str, text: str) -> None:
+        """Whole or not at all, as the page does."""
+        file = self.node / path
+        file.with_suffix(".new").write_text(text)
+        file.with_suffix(".new").replace(file)
+
+    def whook(self) -> contextlib.AbstractContextManager[None]:
+        static_pod = yaml.safe_load((self.node.parent / "manifests/whook.yaml").read_text())
+        (container,) = static_pod["spec"]["containers"]
+        arguments = [argument.replace("=/", f"={self.node}/") for argument in container["args"]]
+        return whook(self.folder / "whook.log", *arguments)
+
+    def assert_on_page(self, message: str) -> None:
+        self.assertIn(f"`{message}`", self.page)
+
+    # -- what the API server does
+
+    def hold_from_the_first_request(self) -> None:
+        wait_for(lambda: LABELLED in self.plane.ask(), "a pod", WITHIN)
+        answers = self.plane.answers
+        self.assertIn("refused", answers[0], "asked before the API server listened")
+        refused = [answer for answer in answers[1::2] if DENIED in answer]
+        self.assertTrue(refused)
+        for answer in {*answers} - {*refused}:
+            self.assertTrue(LABELLED in answer or "kind" not in answer, answer)
+        self.assertFalse([answer for answer in answers[1::2] if LABELLED in answer])
+
+    def be_no_object(self) -> None:
+        self.assertEqual(self.plane.kubectl("get", CONFIGURATIONS, "-o", "name").stdout, "")
+        resource = "mutatingwebhookconfigurations.admissionregistration.k8s.io"
+        missing = f'Error from server (NotFound): {resource} "{STATIC}" not found'
+        done = self.plane.kubectl("delete", "mutatingwebhookconfiguration", STATIC, check=False)
+        self.assertEqual(done.stderr.strip(), missing)
+        reserved = (
+            f'metadata.name: Invalid value: "{STATIC}": names ending with ".static.k8s.io" are'
+            " reserved for static manifest-based configurations and cannot be managed via the API"
+        )
+        done = self.plane.kubectl("create", "-f", f"{self.node}/mutating/whook.yaml", check=False)
+        self.assertIn(reserved, done.stderr)
+        for message in (missing, reserved):
+            self.assert_on_page(message)
+
+    def take_up_a_changed_file(self) -> None:
+        before = (self.node / "validating/whook.yaml").read_text()
+        self.write("validating/whook.yaml", before.replace("[kube-system]", "[default]"))
+        wait_for(lambda: LABELLED in self.plane.ask("shop:latest"), "the changed file", 90)
+        self.write("validating/whook.yaml", before)
+        wait_for(lambda: DENIED in self.plane.ask("shop:latest"), "the file as before", 90)
+
+    def keep_the_last_good_file(self) -> None:
+        for pattern, text, message in FAULTS:
+            with self.subTest(text):
+                self.write_other(pattern, text)
+                self.await_logged(message)
+                self.assertIn(LABELLED, self.plane.ask())
+                self.assert_on_page(message)
+        self.assertIn(f"`{CONTROLLER}automatic_reloads_total`", self.page)
+        self.assertGreater(self.reloads("failure"), 0)
+        (self.node / "mutating/other.yaml").unlink()
+
+    def write_other(self, pattern: str, text: str) -> None:
+        """A second configuration, which is the first but for its name and one text."""
+        good = (self.node / "mutating/whook.yaml").read_text()
+        other = good.replace(STATIC, "other.static.k8s.io")
+        self.write("mutating/other.yaml", re.sub(pattern, text, other))
+
+    def await_logged(self, message: str) -> None:
+        log = self.plane.folder / "kube-apiserver.log"
+        wait_for(lambda: self.logged(message) in log.read_text(), "the message", 90)
+
+    def logged(self, message: str) -> str:
+        return self.here(message).replace('"', '\\"')
+
+    def reloads(self, status: str) -> int:
+        metrics = self.plane.kubectl("get", "--raw", "/metrics").stdout
+        counted = re.findall(f'{CONTROLLER}automatic_reloads_total.*"{status}"}} (.*)', metrics)
+        return sum(map(int, counted))
+
+    def renew_under_load(self) -> None:
+        """A rerun of the page's blocks, with the API server asking on: no call fails, by Fail. One
+        more name in the certificate stands in for two thirds of its life."""
+        served, before = ssl.get_server_certificate(("127.0.0.1", 8443)), self.reloads("success")
+        answers = list[str]()
+        with repeating(lambda: answers.append(self.plane.ask())):
+            certs("local", "--cert-dir", f"{self.folder}/static-certs", "--host", "node.example")
+            self.follow("configurations")
+            wait_for(lambda: self.reloads("success") == before + 2, "the new CA", 90)
+            self.follow("pair")
+            wait_for(
+                lambda: ssl.get_server_certificate(("127.0.0.1", 8443)) != served,
+                "the new certificate",
+                WITHIN,
+            )
+            count = len(answers)
+            wait_for(lambda: len(answers) > count + 1, "two more answers", WITHIN)
+        self.assertEqual([answer for answer in answers if LABELLED not in answer], [])
+
+    def hold_while_whook_is_down(self) -> None:
+        message = (
+            'failed calling webhook "mutate.static.whook.local": failed to call webhook: Post'
+            ' "https://127.0.0.1:8443/mutate?timeout=5s": dial tcp 127.0.0.1:8443: connect:'
+            " connection refused"
+        )
+        for image in ("busybox:1.36.1", "shop:latest"):
+            self.assertIn(message, self.plane.ask(image))
+        self.assert_on_page(message)
+
+    def refuse_a_certificate_for_another_name(self) -> None:
+        authority = pki.Authority("another")
+        authority.issue(["whook.whook.svc"]).write(self.node / "certs")
+        bundle = base64.b64encode(authority.pem).decode()
+        before = (self.node / "mutating/whook.yaml").read_text()
+        self.write("mutating/whook.yaml", re.sub("caBundle: .*", f"caBundle: {bundle}", before))
+        message = (
+            "tls: failed to verify certificate: x509: cannot validate certificate for 127.0.0.1"
+            " because it doesn't contain any IP SANs"
+        )
+        with self.whook():
+            wait_for(lambda: message in self.plane.ask(), "the refusal", 90)
+        self.assert_on_page(message)
+
+    def not_start_with_a_fault(self) -> None:
+        pattern, text, message = FAULTS[0]
+        self.write_other(pattern, text)
+        (command,) = (
+            process.args
+            for process in self.plane.processes
+            if any(str(word).endswith("/kube-apiserver") for word in process.args)
+        )
+        port = controlplane.free_ports(1)[0]
+        command = [*command, f"--secure-port={port}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn(self.logged(message), done.stderr)
+        (self.node / "mutating/other.yaml").unlink()
+
+    def take_whook_out(self) -> None:
+        self.follow("remove")
+        wait_for(lambda: '"kind":"Pod"' in self.plane.ask("shop:latest"), "a pod", 90)
+
+    def be_of_no_use_in_a_normal_configuration(self) -> None:
+        """It is taken, and then each API server looks for whook on its own machine."""
+        item = manifest("80-mutatingwebhookconfiguration.yaml")
+        (webhook,) = item["webhooks"]
+        webhook["clientConfig"] = {"url": "https://127.0.0.1:8443/mutate"}
+        webhook |= {"failurePolicy": "Fail", "namespaceSelector": {}}
+        self.plane.kubectl("create", "-f", "-", stdin=json.dumps(item))
+        message = (
+            'failed calling webhook "mutate.whook.local": failed to call webhook: Post'
+            ' "https://127.0.0.1:8443/mutate?timeout=5s": dial tcp 127.0.0.1:8443: connect:'
+            " connection refused"
+        )
+        wait_for(lambda: message in self.plane.ask(), "the refusal", WITHIN)
+        self.assert_on_page(message)
 
 
 # ---------------------------------------------------------------- every kind of answer

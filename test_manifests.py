@@ -20,11 +20,12 @@ import whook
 
 TOP = Path(__file__).parent
 MANIFESTS = TOP / "manifests"
-FILES = sorted(MANIFESTS.rglob("*.yaml"))
+FILES = sorted(f for f in MANIFESTS.rglob("*.yaml") if "kustomize" not in f.parts)
 LABEL = "app.kubernetes.io/name"
 
 # What a cluster of 1.27 serves and one of today still does, and the Prometheus operator's.
 APIS = {
+    "AdmissionConfiguration": "apiserver.config.k8s.io/v1",
     "ClusterRole": "rbac.authorization.k8s.io/v1",
     "ClusterRoleBinding": "rbac.authorization.k8s.io/v1",
     "ConfigMap": "v1",
@@ -35,6 +36,7 @@ APIS = {
     "MutatingWebhookConfiguration": "admissionregistration.k8s.io/v1",
     "Namespace": "v1",
     "NetworkPolicy": "networking.k8s.io/v1",
+    "Pod": "v1",
     "PodDisruptionBudget": "policy/v1",
     "PodMonitor": "monitoring.coreos.com/v1",
     "PrometheusRule": "monitoring.coreos.com/v1",
@@ -48,6 +50,7 @@ COMPANIONS = {  # what may stand in one file with it
     "Role": ["RoleBinding"],
     "ClusterRole": ["ClusterRoleBinding"],
 }
+NO_OBJECTS = {"AdmissionConfiguration"}
 CLUSTER_WIDE = {
     "ClusterRole",
     "ClusterRoleBinding",
@@ -123,8 +126,12 @@ class FilesTest(unittest.TestCase):
             for item in load(path):
                 with self.subTest(f"{path.name}: {item['kind']}"):
                     self.assertEqual(item["apiVersion"], APIS[item["kind"]])
+                    if item["kind"] in NO_OBJECTS:
+                        continue
                     inside = path.parent.name != "examples" and item["kind"] not in CLUSTER_WIDE
                     expected = "whook" if inside else None
+                    if path.parent.name == "static" and inside:
+                        expected = "kube-system"  # where nothing asks whook
                     if inside and path.parent.name == "renewal" and "Role" not in item["kind"]:
                         expected = "whook-renewal"  # its rights are where the Secret is
                     self.assertEqual(item["metadata"].get("namespace"), expected)
@@ -141,7 +148,7 @@ class FilesTest(unittest.TestCase):
     def test_everything_of_ours_carries_its_name(self) -> None:
         for path in FILES:
             for item in load(path):
-                if path.parent.name != "examples":
+                if path.parent.name != "examples" and item["kind"] not in NO_OBJECTS:
                     name = "whook-certs" if path.parent.name == "renewal" else "whook"
                     self.assertEqual(item["metadata"]["labels"][LABEL], name, path.name)
 
@@ -195,6 +202,8 @@ class WebhookConfigurationTest(unittest.TestCase):
 
     def test_ca_bundle_is_left_to_certs_py(self) -> None:
         for path in FILES:
+            if path.parent.name == "static":
+                continue  # no object, so certs.py can't; see StaticTest
             self.assertNotRegex(path.read_text(), r"(?m)^\s*caBundle:", path.name)
 
     def test_emergency_removal_is_in_the_file(self) -> None:
@@ -208,6 +217,73 @@ class WebhookConfigurationTest(unittest.TestCase):
         for page in ("README.md", "policies/README.md"):
             with self.subTest(page=page):
                 self.assertIn(command, (TOP / page).read_text())
+
+
+class StaticTest(unittest.TestCase):
+    """The static files are the ordinary ones, but for what the page docs/static.md says."""
+
+    def test_configurations(self) -> None:
+        for kind, verb in (
+            ("MutatingWebhookConfiguration", "mutate"),
+            ("ValidatingWebhookConfiguration", "validate"),
+        ):
+            with self.subTest(verb):
+                ordinary, static = one(kind), one(kind, "static")
+                self.assertEqual(static["metadata"].pop("name"), "whook.static.k8s.io")
+                del ordinary["metadata"]["name"]
+                (webhook,) = ordinary["webhooks"]
+                (expression,) = webhook["namespaceSelector"]["matchExpressions"]
+                webhook |= {
+                    "name": f"{verb}.static.whook.local",
+                    "clientConfig": {
+                        "url": f"https://127.0.0.1:8443/{verb}",
+                        "caBundle": "${CA_BUNDLE}",
+                    },
+                    "namespaceSelector": {
+                        "matchExpressions": [expression | {"values": ["kube-system"]}]
+                    },
+                    "failurePolicy": "Fail",
+                }
+                self.assertEqual(static, ordinary)
+
+    def test_each_plugin_has_its_folder(self) -> None:
+        plugins = one("AdmissionConfiguration", "static")["plugins"]
+        folders = {p["name"]: p["configuration"]["staticManifestsDir"] for p in plugins}
+        self.assertEqual(
+            folders,
+            {
+                f"{kind}AdmissionWebhook": f"/etc/kubernetes/whook/{kind.lower()}"
+                for kind in ("Mutating", "Validating")
+            },
+        )
+
+    def test_the_pod_is_the_deployments_on_the_nodes_loopback(self) -> None:
+        pod, ordinary = one("Pod", "static"), pod_of(one("Deployment"))["spec"]
+        (container,) = pod["spec"]["containers"]
+        expected = ordinary["containers"][0]
+        for name in ("readinessProbe", "livenessProbe"):
+            expected[name]["httpGet"] |= {"host": "127.0.0.1", "port": 8080}
+        del expected["ports"]
+        expected["args"] = [
+            "--tls-cert=/certs/server-cert.pem",
+            "--tls-key=/certs/server-key.pem",
+            "--policy=/policies",
+            "--host=127.0.0.1",
+        ]
+        self.assertEqual(container, expected)
+        for key in ("enableServiceLinks", "terminationGracePeriodSeconds"):
+            self.assertEqual(pod["spec"][key], ordinary[key])
+        del ordinary["securityContext"]["fsGroup"]
+        self.assertEqual(pod["spec"]["securityContext"], ordinary["securityContext"])
+        self.assertIs(pod["spec"]["hostNetwork"], True)
+
+    def test_the_pod_needs_no_object_of_the_api(self) -> None:
+        """The kubelet refuses a static pod that names one."""
+        spec = one("Pod", "static")["spec"]
+        self.assertFalse({"serviceAccountName", "imagePullSecrets"} & set(spec))
+        self.assertEqual([set(volume) - {"name"} for volume in spec["volumes"]], [{"hostPath"}] * 2)
+        for key in ("env", "envFrom"):
+            self.assertNotIn(key, spec["containers"][0])
 
 
 class DeploymentTest(unittest.TestCase):
