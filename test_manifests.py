@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 import whook
+from testing import controlplane
 
 TOP = Path(__file__).parent
 MANIFESTS = TOP / "manifests"
@@ -706,6 +707,144 @@ def made_up(series: dict[str, str], name: str, **tests: Any) -> dict[str, Any]:
     """A test of promtool's, on these series."""
     values = [{"series": key, "values": value} for key, value in series.items()]
     return {"name": name, "interval": "30s", "input_series": values, **tests}
+
+
+KUBECTL = shutil.which("kubectl")
+if folder := controlplane.binaries():
+    KUBECTL = str(folder / "kubectl")
+
+
+def build(folder: str) -> dict[str, Any]:
+    """What kustomize makes of a folder below manifests/kustomize/: objects by kind and name."""
+    command = [str(KUBECTL), "kustomize", str(MANIFESTS / "kustomize" / folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    if done.returncode:
+        raise AssertionError(done.stderr)
+    items = yaml.safe_load_all(done.stdout)
+    return {f"{item['kind']} {item['metadata']['name']}": item for item in items}
+
+
+def flat(value: Any, path: str = "") -> dict[str, Any]:
+    """Every value in it that holds no others, by its path."""
+    pairs: Any = value.items() if isinstance(value, dict) else enumerate(value)
+    found: dict[str, Any] = {}
+    for key, inner in pairs:
+        nested = isinstance(inner, dict | list) and inner
+        found |= flat(inner, f"{path}/{key}") if nested else {f"{path}/{key}": inner}
+    return found
+
+
+class KustomizeTest(unittest.TestCase):
+    """The base is the files of manifests/; an overlay changes what it says and nothing else."""
+
+    def setUp(self) -> None:
+        if not KUBECTL:
+            self.skipTest("no kubectl: it is in KUBEBUILDER_ASSETS")
+
+    def changed(self, overlay: str) -> dict[str, Any]:
+        """What the overlay has that the base has not, by object and path."""
+        before, after = flat(build("base")), flat(build(f"overlays/{overlay}"))
+        return {key: value for key, value in after.items() if before.get(key) != value}
+
+    def test_the_base_is_the_files(self) -> None:
+        files = sorted(MANIFESTS.glob("*.yaml"))
+        text = "".join(f"---\n{f.read_text()}" for f in files)
+        remake = "sed -s '1i---' manifests/*.yaml > manifests/kustomize/base/whook.yaml"
+        base = MANIFESTS / "kustomize/base"
+        self.assertEqual((base / "whook.yaml").read_text(), text, f"not of today: {remake}")
+        self.assertIn(f"#   {remake}\n", (base / "kustomization.yaml").read_text())
+        items = [item for f in files for item in load(f)]
+        expected = {f"{item['kind']} {item['metadata']['name']}": item for item in items}
+        self.assertEqual(build("base"), expected)
+
+    def test_every_file_says_why(self) -> None:
+        for path in (MANIFESTS / "kustomize").rglob("*.yaml"):
+            with self.subTest(path.name):
+                self.assertRegex(path.read_text(), r"^(---\n)?# \w")
+
+    def test_registry(self) -> None:
+        pod = "/Deployment whook/spec/template/spec"
+        self.assertEqual(
+            self.changed("registry"),
+            {
+                f"{pod}/containers/0/image": "registry.example.com/team/whook:1.0.0",
+                f"{pod}/imagePullSecrets/0/name": "registry",
+            },
+        )
+
+    def test_an_entry_for_each_policy(self) -> None:
+        expected = {}
+        for kind, path in (
+            ("MutatingWebhookConfiguration", "mutate/team-label"),
+            ("ValidatingWebhookConfiguration", "validate/pinned-images"),
+        ):
+            at = f"/{kind} whook/webhooks/0"
+            expected |= {
+                f"{at}/name": f"{path.partition('/')[2]}.whook.local",
+                f"{at}/clientConfig/service/path": f"/{path}",
+            }
+        expected |= {"/ValidatingWebhookConfiguration whook/webhooks/0/failurePolicy": "Fail"}
+        self.assertEqual(self.changed("own-entry"), expected)
+
+    def test_cert_manager_takes_the_place_of_certs_py(self) -> None:
+        built = build("overlays/cert-manager")
+        leaf = built["Certificate whook-certs"]["spec"]
+        (names, secret) = leaf["dnsNames"], leaf["secretName"]
+        volumes = pod_of(built["Deployment whook"])["spec"]["volumes"]
+        self.assertIn(secret, [v["secret"]["secretName"] for v in volumes if "secret" in v])
+        for kind in ("MutatingWebhookConfiguration", "ValidatingWebhookConfiguration"):
+            configuration = built[f"{kind} whook"]
+            service = configuration["webhooks"][0]["clientConfig"]["service"]
+            self.assertEqual(names, [f"{service['name']}.{service['namespace']}.svc"])
+            annotation = {"cert-manager.io/inject-ca-from": "whook/whook-certs"}
+            self.assertEqual(configuration["metadata"]["annotations"], annotation)
+        issuer = built[f"Issuer {leaf['issuerRef']['name']}"]["spec"]
+        authority = built["Certificate whook-ca"]["spec"]
+        self.assertEqual(issuer, {"ca": {"secretName": authority["secretName"]}})
+        self.assertIs(authority["isCA"], True)
+        self.assertNotEqual(secret, authority["secretName"])
+        root = built[f"Issuer {authority['issuerRef']['name']}"]["spec"]
+        self.assertEqual(root, {"selfSigned": {}})
+
+    def test_yours_has_everything_that_people_change(self) -> None:
+        built = build("overlays/yours")
+        namespace = built.pop("Namespace policies")["metadata"]["name"]
+        (policies,) = (item for key, item in built.items() if key.startswith("ConfigMap "))
+        self.assertRegex(policies["metadata"]["name"], r"^policies-[a-z0-9]{10}$")
+        self.assertIs(policies["immutable"], True)
+        folder = MANIFESTS / "kustomize/overlays/yours/policies"
+        self.assertEqual(policies["data"], {f.name: f.read_text() for f in folder.iterdir()})
+        deployment = built["Deployment whook"]
+        volumes = {v["name"]: v for v in pod_of(deployment)["spec"]["volumes"]}
+        self.assertEqual(volumes["policies"]["configMap"], {"name": policies["metadata"]["name"]})
+        self.assertEqual(container_of(deployment)["image"], "registry.example.com/whook:1.0.0")
+        scaler = built["HorizontalPodAutoscaler whook"]["spec"]
+        self.assertEqual((deployment["spec"]["replicas"], scaler["minReplicas"]), (3, 3))
+        for key, item in built.items():
+            if item["kind"] not in CLUSTER_WIDE:
+                self.assertEqual(item["metadata"]["namespace"], namespace, key)
+                continue
+            (webhook,) = item["webhooks"]
+            self.assertEqual(webhook["failurePolicy"], "Fail")
+            self.assertEqual(webhook["clientConfig"]["service"]["namespace"], namespace)
+            selector = webhook["namespaceSelector"]
+            self.assertEqual(selector["matchLabels"], {"policies.example.com/asked": "yes"})
+            self.assertEqual(
+                selector["matchExpressions"][0]["values"],
+                ["kube-system", namespace, "whook-renewal"],
+            )
+        self.assertNotIn("localhost/", json.dumps(built))
+
+    def test_a_changed_policy_is_another_configmap(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder, "kustomize")
+            shutil.copytree(MANIFESTS / "kustomize", copy)
+            parameters = copy / "overlays/yours/policies/team-label.json"
+            parameters.write_text('{"TEAM": "search"}')
+            before, after = build("overlays/yours"), build(str(copy / "overlays/yours"))
+        names = [{key for key in built if "ConfigMap" in key} for built in (before, after)]
+        self.assertEqual(len(names[0] | names[1]), 2)
+        self.assertEqual(set(before) - names[0], set(after) - names[1])
 
 
 class DebugTest(unittest.TestCase):
