@@ -13,6 +13,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import ssl
@@ -247,38 +248,45 @@ NODE: dict[str, Any] = {"apiVersion": "v1", "kind": "Node", "metadata": {"name":
 
 
 @contextlib.contextmanager
-def kubelet(mounts: Path) -> Iterator[None]:
-    """Stand in for scheduler and kubelet: bind the Deployment's pods to a node, run their command
-    line on their addresses, report them ready, and keep the folders below `mounts` as the Secret
-    and the ConfigMap are."""
-    pods = wait_for(server_pods, "the two pods of the Deployment", WITHIN)
+def kubelet(mounts: Path, namespace: str = "whook") -> Iterator[list[dict[str, Any]]]:
+    """Stand in for scheduler and kubelet: bind two of the Deployment's pods to a node, run their
+    command line on their addresses, report them ready, and keep the folders below `mounts` as the
+    Secret and the ConfigMap are."""
+    pods = wait_for(lambda: server_pods(namespace), "two pods of the Deployment", WITHIN)
     run("apply", "-f", "-", stdin=json.dumps(NODE))
-    bring_files(mounts)
-    (container,) = pods[0]["spec"]["containers"]
-    arguments = [argument.replace("=/", f"={mounts}/") for argument in container["args"]]
-    with whook(mounts / "whook.log", *arguments), repeating(lambda: bring_files(mounts)):
-        for pod, address in zip(pods, ADDRESSES, strict=True):
-            report_ready(pod["metadata"]["name"], address)
-        yield
-    # A pod on a node goes only when its kubelet says so.
-    kubectl(f"delete pods -n whook -l {LABEL}=whook --force --grace-period=0")
+    bring_files(pods[0], mounts)
+    with whook(mounts / "whook.log", *arguments_of(pods[0], mounts)):
+        with repeating(lambda: bring_files(pods[0], mounts)):
+            for pod, address in zip(pods, ADDRESSES, strict=True):
+                report_ready(pod, address)
+            try:
+                yield pods
+            finally:  # a pod on a node goes only when its kubelet says so
+                kubectl(f"delete pods -n {namespace} -l {LABEL}=whook --force --grace-period=0")
 
 
-def server_pods() -> list[dict[str, Any]]:
-    """Both pods of the Deployment, or none."""
-    items = get(f"pods -n whook -l {LABEL}=whook")["items"]
+def server_pods(namespace: str) -> list[dict[str, Any]]:
+    """Two pods of the Deployment, or none."""
+    items = get(f"pods -n {namespace} -l {LABEL}=whook")["items"]
     pods = [item for item in items if "deletionTimestamp" not in item["metadata"]]
-    return pods if len(pods) == len(ADDRESSES) else []
+    return pods[:2] if len(pods) >= len(ADDRESSES) else []
 
 
-def bring_files(mounts: Path) -> None:
-    secret = get("secret whook-certs -n whook")["data"]
+def arguments_of(pod: dict[str, Any], mounts: Path) -> list[str]:
+    """The pod's command line, where its volumes are folders below `mounts`."""
+    (container,) = pod["spec"]["containers"]
+    return [argument.replace("=/", f"={mounts}/") for argument in container["args"]]
+
+
+def bring_files(pod: dict[str, Any], mounts: Path) -> None:
+    namespace = pod["metadata"]["namespace"]
+    secret = get(f"secret whook-certs -n {namespace}")["data"]
     files = {f"certs/{name}": base64.b64decode(text) for name, text in secret.items()}
-    policies = get("configmap whook-policies -n whook")["data"]
+    policies = get(f"configmap {policies_of(pod)} -n {namespace}")["data"]
     files |= {f"policies/{name}": text.encode() for name, text in policies.items()}
     for name, content in files.items():
         path = mounts / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.with_suffix(".new").write_bytes(content)
         path.with_suffix(".new").replace(path)
 
@@ -301,15 +309,22 @@ def repeating(action: Callable[[], object]) -> Iterator[None]:
         thread.join()
 
 
-def report_ready(name: str, address: str) -> None:
+def policies_of(pod: dict[str, Any]) -> str:
+    """The name of the ConfigMap with its policies."""
+    (name,) = (v["configMap"]["name"] for v in pod["spec"]["volumes"] if "configMap" in v)
+    return str(name)
+
+
+def report_ready(pod: dict[str, Any], address: str) -> None:
     """What a scheduler, and then a kubelet, tell the API server of a pod."""
+    name, namespace = pod["metadata"]["name"], pod["metadata"]["namespace"]
     binding = {
         "apiVersion": "v1",
         "kind": "Binding",
         "metadata": {"name": name},
         "target": {"kind": "Node", "name": NODE["metadata"]["name"]},
     }
-    path = f"/api/v1/namespaces/whook/pods/{name}/binding"
+    path = f"/api/v1/namespaces/{namespace}/pods/{name}/binding"
     run("create", "--raw", path, "-f", "-", stdin=json.dumps(binding))
     status = {
         "phase": "Running",
@@ -318,7 +333,7 @@ def report_ready(name: str, address: str) -> None:
         "conditions": [{"type": "Ready", "status": "True"}],
     }
     patch = json.dumps({"status": status})
-    run("patch", "pod", name, "-n", "whook", "--subresource=status", "-p", patch)
+    run("patch", "pod", name, "-n", namespace, "--subresource=status", "-p", patch)
 
 
 class StoryTest(unittest.TestCase):
@@ -479,6 +494,102 @@ class StoryTest(unittest.TestCase):
     def is_mutated(self) -> bool:
         output = create(pod("probe"), "--dry-run=server", "-o", "json")
         return self.label_of(json.loads(output)) is not None
+
+
+# ---------------------------------------------------------------- kustomize
+
+
+class KustomizeTest(unittest.TestCase):
+    """docs/kustomize.md: the overlays as the API server takes them, and what they promise."""
+
+    def setUp(self) -> None:
+        self.folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
+        shutil.copytree(MANIFESTS / "kustomize", self.folder / "kustomize")
+        self.overlays = self.folder / "kustomize/overlays"
+
+    def apply(self, overlay: str) -> str:
+        return run("apply", "-k", str(self.overlays / overlay))
+
+    def delete(self, overlay: str, *options: str) -> None:
+        run("delete", "-k", str(self.overlays / overlay), "--ignore-not-found", *options)
+
+    def test_every_overlay_is_taken(self) -> None:
+        for kind in ("Issuer", "Certificate"):
+            item = custom_resource("cert-manager.io", kind)
+            create(item)
+            self.addCleanup(kubectl, f"delete crd {item['metadata']['name']}")
+            kubectl(f"wait --for=condition=Established crd/{item['metadata']['name']}")
+        for overlay in ("../base", "registry", "own-entry", "cert-manager"):
+            with self.subTest(overlay):
+                self.assertIn("deployment.apps/whook ", self.apply(overlay))
+        self.delete("cert-manager")
+
+    def test_yours_and_a_broken_set(self) -> None:
+        """From nothing to a pod with the label, in a namespace of its own; then a broken set, which
+        reaches no pod that serves, and the way back."""
+        self.apply("yours")
+        self.addCleanup(self.delete, "yours", "--wait=false")
+        certs("--namespace", "policies", "--cert-dir", "", "--timeout", "20")
+        kubectl("label namespace default policies.example.com/asked=yes")
+        self.addCleanup(kubectl, "label namespace default policies.example.com/asked-")
+        with kubelet(self.folder, "policies") as pods:
+            wait_for(lambda: self.team() == "payments", "the API server to call whook", WITHIN)
+            self.stand_a_broken_set(policies_of(pods[0]))
+            self.assertEqual(self.team(), "payments")
+
+    def team(self) -> str | None:
+        output = create(pod("probe"), "--dry-run=server", "-o", "json", check=False)
+        if not output.startswith("{"):
+            return None  # Fail, as whook is not there yet
+        labels = json.loads(output)["metadata"].get("labels", {})
+        team: str | None = labels.get(TEAM_LABEL)
+        return team
+
+    def stand_a_broken_set(self, good: str) -> None:
+        (self.overlays / "yours/policies/team-label.py").write_text("def mutate(obj, request:\n")
+        self.apply("yours")
+        (pod,) = wait_for(lambda: self.pods_without(good), "a pod with the broken set", WITHIN)
+        mounts = self.folder / "new"
+        bring_files(pod, mounts)
+        command = [sys.executable, str(TOP / "whook.py"), *arguments_of(pod, mounts)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn(
+            "team-label.py does not load: line 1: SyntaxError: '(' was never", done.stderr
+        )
+        kept = [item["metadata"]["name"] for item in self.pods_with(good)]
+        self.assertEqual(len(kept), 3)
+        kubectl(f"delete pod {kept[2]} -n policies --force --grace-period=0")
+        wait_for(
+            lambda: len({item["metadata"]["name"] for item in self.pods_with(good)} - {*kept}) == 1,
+            "a pod in its place, with the good set",
+            WITHIN,
+        )
+        patch = ("patch", "configmap", good, "-n", "policies", "-p", '{"data": {"a.py": ""}}')
+        self.assertIn("field is immutable when `immutable` is set", run(*patch, check=False))
+        kubectl("rollout undo deployment/whook -n policies")
+        deployment = get("deployment whook -n policies")
+        self.assertEqual(policies_of(deployment["spec"]["template"]), good)
+
+    def pods(self) -> list[dict[str, Any]]:
+        items: list[dict[str, Any]] = get(f"pods -n policies -l {LABEL}=whook")["items"]
+        return [item for item in items if "deletionTimestamp" not in item["metadata"]]
+
+    def pods_with(self, configmap: str) -> list[dict[str, Any]]:
+        return [item for item in self.pods() if policies_of(item) == configmap]
+
+    def pods_without(self, configmap: str) -> list[dict[str, Any]]:
+        return [item for item in self.pods() if policies_of(item) != configmap]
+
+
+def custom_resource(group: str, kind: str) -> dict[str, Any]:
+    """A definition that takes any object of this kind."""
+    plural = f"{kind.lower()}s"
+    item: dict[str, Any] = json.loads(json.dumps(WIDGETS))
+    item["metadata"]["name"] = f"{plural}.{group}"
+    names = {"plural": plural, "singular": kind.lower(), "kind": kind}
+    item["spec"] |= {"group": group, "names": names}
+    return item
 
 
 # ---------------------------------------------------------------- static mode
