@@ -592,6 +592,75 @@ def custom_resource(group: str, kind: str) -> dict[str, Any]:
     return item
 
 
+# ---------------------------------------------------------------- GitOps
+
+
+class GitOpsTest(unittest.TestCase):
+    """docs/gitops.md: what Argo CD and Flux do to an API server, by their names: server-side apply
+    that forces, and a diff by a dry run of it."""
+
+    def setUp(self) -> None:
+        self.page = (TOP / "docs/gitops.md").read_text()
+        self.enterContext(contextlib.chdir(TOP))
+
+    @classmethod
+    def tearDownClass(cls) -> None:
+        run("delete", "-f", str(MANIFESTS), "--ignore-not-found")
+
+    def test_the_field_is_left_alone(self) -> None:
+        commands = self.block("try", "sh").strip().splitlines()
+        self.assertEqual(len(commands), 3)
+        for name in ("argocd-controller", "kustomize-controller"):
+            with self.subTest(name):
+                outputs = [self.type(line.replace("argocd-controller", name)) for line in commands]
+                self.assertIn("secret whook/whook-certs: certificate for", outputs[1])
+                self.assertEqual(outputs[2], "")
+                bundles = StoryTest.bundles()
+                self.assertTrue(all(bundles) and bundles)
+                self.type(commands[0].replace("argocd-controller", name))
+                self.assertEqual(StoryTest.bundles(), bundles)
+
+    def test_what_replaces_whole_objects_takes_it_away(self) -> None:
+        apply, mend, _ = self.block("try", "sh").strip().splitlines()
+        for line in (apply, mend):
+            self.type(line)
+        kubectl("replace -k manifests/kustomize/base")
+        self.assertEqual(StoryTest.bundles(), ["", ""])
+        self.type(mend)
+        self.assertTrue(all(StoryTest.bundles()))
+
+    def test_replicas_are_the_autoscalers(self) -> None:
+        folder = Path(self.enterContext(tempfile.TemporaryDirectory()), "overlays/yours")
+        shutil.copytree(MANIFESTS / "kustomize/base", folder.parent.parent / "base")
+        folder.mkdir(parents=True)
+        patches = self.block("replicas", "yaml")
+        (folder / "kustomization.yaml").write_text(f"resources: [../../base]\n{patches}")
+        options = ("--server-side", "--force-conflicts", "--field-manager=argocd-controller", "-k")
+        run("apply", *options, str(folder))
+        wait_for(lambda: self.replicas() == 2, "the autoscaler", WITHIN)
+        kubectl("scale deployment whook -n whook --replicas=4")  # as it would
+        self.assertEqual(run("diff", *options, str(folder)), "")
+        run("apply", *options, str(folder))
+        self.assertEqual(self.replicas(), 4)
+        run("apply", *options, str(MANIFESTS / "kustomize/base"))
+        self.assertEqual(self.replicas(), 2, "what the patch is there for")
+
+    @staticmethod
+    def replicas() -> int:
+        return int(get("deployment whook -n whook")["spec"]["replicas"])
+
+    def block(self, name: str, language: str) -> str:
+        return self.page.split(f"<!-- gitops:{name} -->\n```{language}\n")[1].split("```")[0]
+
+    @staticmethod
+    def type(line: str) -> str:
+        """A command of the page. certs.py keeps its files out of here, and waits for no pod."""
+        program, _, rest = line.partition(" ")
+        if program == "kubectl":
+            return kubectl(rest)
+        return certs("--cert-dir", "", "--timeout", "20")
+
+
 # ---------------------------------------------------------------- static mode
 
 STATIC = "whook.static.k8s.io"
