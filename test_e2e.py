@@ -47,7 +47,7 @@ kind: Policy
 omitStages: [RequestReceived]
 rules:
   - level: Metadata
-    namespaces: [playground]
+    namespaces: [playground, shop]
 """
 # What the two policies in manifests/40-configmap.yaml do.
 TEAM_LABEL, TEAM = "example.com/team", "shop"
@@ -181,6 +181,27 @@ def is_ready() -> bool:
         connection.request("GET", "/readyz")
         return connection.getresponse().status == 200
     return False
+
+
+def block(page: str, name: str) -> str:
+    """The commands of a page of docs/ that stand under the mark `name`."""
+    text = (TOP / "docs" / page).read_text()
+    return text.split(f"<!-- {name} -->\n```sh\n")[1].split("```")[0]
+
+
+def shell(commands: str) -> str:
+    """What these commands print, typed at the top of the repository as an administrator."""
+    programs = [str(Path(sys.executable).parent), str(controlplane.binaries()), os.environ["PATH"]]
+    environment = {**os.environ, "PATH": ":".join(programs)}
+    with contextlib.suppress(NameError):  # a page for the time before there is a cluster
+        environment["KUBECONFIG"] = str(cluster.kubeconfig)
+    command = ["bash", "-euo", "pipefail", "-c", commands]
+    done = subprocess.run(
+        command, env=environment, cwd=TOP, capture_output=True, text=True, timeout=120
+    )
+    if done.returncode:
+        raise AssertionError(f"{commands}\n{done.stdout}{done.stderr}")
+    return done.stdout
 
 
 def manifest(path: str) -> dict[str, Any]:
@@ -659,6 +680,151 @@ class GitOpsTest(unittest.TestCase):
         if program == "kubectl":
             return kubectl(rest)
         return certs("--cert-dir", "", "--timeout", "20")
+
+
+# ---------------------------------------------------------------- policies, step by step
+
+
+class PoliciesTest(unittest.TestCase):
+    """docs/deploy-policies.md in its order, with the kubelet's part played."""
+
+    def setUp(self) -> None:
+        self.folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
+        self.page = (TOP / "docs/deploy-policies.md").read_text()
+        self.addCleanup(kubectl, "delete namespace shop --ignore-not-found --wait=false")
+        self.addCleanup(run, "delete", "-f", str(MANIFESTS), "--ignore-not-found")
+
+    def follow(self, name: str) -> str:
+        commands = block("deploy-policies.md", f"policies:{name}")
+        commands = commands.replace("certs.py", "certs.py --cert-dir '' --timeout 20")
+        return shell(commands.replace("webhooks.yaml", f"{self.folder}/webhooks.yaml"))
+
+    def transcript(self, number: int) -> tuple[str, str]:
+        """A command that the page shows, and what it shows of its output."""
+        command, output = re.findall(r"(?s)```\n\$ (.*?)\n(.*?)```", self.page)[number]
+        return command.removeprefix("kubectl "), output
+
+    def test_story(self) -> None:
+        run("apply", "-f", str(MANIFESTS))
+        self.version_the_set()
+        self.make_the_entries()
+        with kubelet(self.folder):
+            self.warn()
+            self.deny()
+            self.fail_closed()
+            self.see_what_is_wrong()
+        self.hold_while_whook_is_down()
+        self.take_it_back()
+
+    def version_the_set(self) -> None:
+        self.follow("set")
+        name = self.set_in_use()
+        self.assertRegex(name, "^whook-policies-[0-9a-f]{10}$")
+        item = get(f"configmap {name} -n whook")
+        self.assertIs(item["immutable"], True)
+        self.assertEqual({*item["data"]}, {f.name for f in (TOP / "policies").glob("*.py")})
+
+    @staticmethod
+    def set_in_use() -> str:
+        return policies_of(get("deployment whook -n whook")["spec"]["template"])
+
+    def make_the_entries(self) -> None:
+        if (TOP / "workbench/rules.py").exists():
+            self.follow("rules")
+            made = (self.folder / "webhooks.yaml").read_text()
+            expected = [w for item in yaml.safe_load_all(made) for w in item["webhooks"]]
+            text = (MANIFESTS / "examples/rollout.yaml").read_text()
+            found = [w for item in yaml.safe_load_all(text) for w in item["webhooks"]]
+            self.assertEqual([webhook for webhook in found if webhook in expected], expected)
+        self.follow("entries")
+        self.assertEqual([bool(bundle) for bundle in StoryTest.bundles()], [True] * 5)
+
+    def await_transcript(self, number: int) -> None:
+        """The command comes to say what the page shows, once the API server has taken notice."""
+        command, output = self.transcript(number)
+        wait_for(lambda: self.again(command) == output, f"what the page shows: {output}", WITHIN)
+
+    @staticmethod
+    def again(command: str) -> str:
+        kubectl("delete pods --all -n shop --force --grace-period=0")
+        done = cluster.kubectl(*command.split(), check=False)
+        return done.stderr + done.stdout
+
+    def warn(self) -> None:
+        self.follow("warn")
+        self.await_transcript(0)
+        shown = re.findall(r"(?m)^(whook_reviews_total.*) \d+$", self.page)
+        found = self.follow("metric").rpartition(" ")
+        self.assertEqual([found[0]], shown)
+        self.assertGreater(int(found[2]), 0)
+        log = (self.folder / "whook.log").read_text()
+        self.assertRegex(log, "object=shop/web .* allowed=would_deny")
+        audited = (folder / "audit.log").read_text()
+        self.assertIn('"warn.pinned-images.whook.local/would-deny":"pinned-images: ', audited)
+
+    def deny(self) -> None:
+        self.follow("enable")
+        self.await_transcript(1)
+        self.assertNotIn("pinned-images", self.follow("open"))
+
+    def fail_closed(self) -> None:
+        self.follow("strict")
+        name = '"strict.pinned-images.whook.local" denied'
+        wait_for(lambda: name in self.again(self.transcript(1)[0]), "the strict entry", WITHIN)
+
+    def see_what_is_wrong(self) -> None:
+        """The page's table, from the top."""
+        name = self.set_in_use()
+        for words in (
+            ("create", "configmap", "policies", "-n", "nowhere"),
+            ("create", "configmap", "policies", "-n", "whook", "--as=dev"),
+            ("patch", "configmap", name, "-n", "whook", "-p", '{"data": {"a.py": ""}}'),
+        ):
+            with self.subTest(words[-1]):
+                message = run(*words, check=False).strip()
+                self.assert_on_page(message.replace(name, "whook-policies-…"))
+        self.ask_for_a_policy_that_is_not_there()
+        self.deploy_a_broken_set(name)
+
+    def assert_on_page(self, message: str) -> None:
+        mark = ("`` ", " ``") if "`" in message else ("`", "`")
+        self.assertIn(message.join(mark), self.page)
+
+    def ask_for_a_policy_that_is_not_there(self) -> None:
+        path = "/webhooks/2/clientConfig/service/path"
+        patch = [{"op": "replace", "path": path, "value": "/validate/nothing"}]
+        run("patch", "validatingwebhookconfiguration/whook", "--type=json", "-p", json.dumps(patch))
+        message = (
+            'failed calling webhook "strict.pinned-images.whook.local": failed to call webhook:'
+            ' there is no policy "nothing" that defines validate'
+        )
+        command = self.transcript(1)[0]
+        wait_for(lambda: message in self.again(command), "the message", WITHIN)
+        self.assert_on_page(message)
+
+    def deploy_a_broken_set(self, good: str) -> None:
+        folder = self.folder / "broken"
+        folder.mkdir()
+        (folder / "broken.py").write_text("def mutate(obj, request:\n")
+        shell(block("deploy-policies.md", "policies:set").replace("policies/", f"{folder}/"))
+        self.assertNotEqual(self.set_in_use(), good)
+        shown = kubectl("rollout status deployment/whook -n whook --timeout=1s", check=False)
+        self.assert_on_page(shown.splitlines()[0])
+        arguments = [f"--policy={folder}", *arguments_of(server_pods("whook")[0], self.folder)[:2]]
+        command = [sys.executable, str(TOP / "whook.py"), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        self.assertEqual(done.returncode, 1)
+        (error,) = re.findall("(?m)^whook: error: .*$", done.stderr)
+        self.assert_on_page(error.replace(str(folder), "/policies"))
+        self.good = good
+
+    def hold_while_whook_is_down(self) -> None:
+        self.await_transcript(2)
+
+    def take_it_back(self) -> None:
+        self.follow("back")
+        self.assertEqual(self.set_in_use(), self.good)
+        self.assertEqual(kubectl(f"get {CONFIGURATIONS} -o name"), "")
 
 
 # ---------------------------------------------------------------- static mode

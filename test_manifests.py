@@ -220,6 +220,36 @@ class WebhookConfigurationTest(unittest.TestCase):
                 self.assertIn(command, (TOP / page).read_text())
 
 
+class RolloutTest(unittest.TestCase):
+    """examples/rollout.yaml is the shipped entries, for one value of the namespace's label each."""
+
+    def test_entries(self) -> None:
+        expected = {
+            "MutatingWebhookConfiguration": [
+                ("team-label", "mutate/team-label", "enabled", "Ignore"),
+                ("strict.team-label", "mutate/team-label", "strict", "Fail"),
+            ],
+            "ValidatingWebhookConfiguration": [
+                ("warn.pinned-images", "warn/pinned-images", "warn", "Ignore"),
+                ("pinned-images", "validate/pinned-images", "enabled", "Ignore"),
+                ("strict.pinned-images", "validate/pinned-images", "strict", "Fail"),
+            ],
+        }
+        found = load(MANIFESTS / "examples/rollout.yaml")
+        self.assertEqual([item["kind"] for item in found], list(expected))
+        for item in found:
+            shipped = one(item["kind"])
+            (entry,) = shipped["webhooks"]
+            shipped["webhooks"] = []
+            for name, path, label, failure_policy in expected[item["kind"]]:
+                webhook = json.loads(json.dumps(entry))
+                webhook |= {"name": f"{name}.whook.local", "failurePolicy": failure_policy}
+                webhook["clientConfig"]["service"]["path"] = f"/{path}"
+                webhook["namespaceSelector"]["matchLabels"] = {"whook": label}
+                shipped["webhooks"].append(webhook)
+            self.assertEqual(item, shipped)
+
+
 class StaticTest(unittest.TestCase):
     """The static files are the ordinary ones, but for what the page docs/static.md says."""
 
