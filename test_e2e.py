@@ -528,31 +528,80 @@ class KustomizeTest(unittest.TestCase):
         shutil.copytree(MANIFESTS / "kustomize", self.folder / "kustomize")
         self.overlays = self.folder / "kustomize/overlays"
 
-    def apply(self, overlay: str) -> str:
-        return run("apply", "-k", str(self.overlays / overlay))
+    def apply(self, overlay: str, *, check: bool = True) -> str:
+        return run("apply", "-k", str(self.overlays / overlay), check=check)
 
     def delete(self, overlay: str, *options: str) -> None:
         run("delete", "-k", str(self.overlays / overlay), "--ignore-not-found", *options)
 
+    def follow(self, name: str) -> str:
+        commands = block("kustomize.md", f"kustomize:{name}")
+        commands = commands.replace("manifests/kustomize", str(self.overlays.parent))
+        return shell(commands.replace("certs.py", "certs.py --cert-dir '' --timeout 20"))
+
     def test_every_overlay_is_taken(self) -> None:
+        for overlay in ("../base", "registry", "own-entry"):
+            with self.subTest(overlay):
+                self.assertIn("deployment.apps/whook ", self.apply(overlay))
+        self.assertIn("name: policies-", self.follow("build"))
+        self.delete("../base")
+
+    def test_cert_manager(self) -> None:
         for kind in ("Issuer", "Certificate"):
             item = custom_resource("cert-manager.io", kind)
             create(item)
             self.addCleanup(kubectl, f"delete crd {item['metadata']['name']}")
             kubectl(f"wait --for=condition=Established crd/{item['metadata']['name']}")
-        for overlay in ("../base", "registry", "own-entry", "cert-manager"):
-            with self.subTest(overlay):
-                self.assertIn("deployment.apps/whook ", self.apply(overlay))
-        self.delete("cert-manager")
+        self.follow("cert-manager")
+        self.addCleanup(self.delete, "cert-manager")
+        self.play_cert_manager()
+        kubectl("label namespace default whook=enabled")
+        self.addCleanup(kubectl, "label namespace default whook-")
+        with kubelet(self.folder):
+            wait_for(lambda: self.team() == TEAM, "the API server to call whook", WITHIN)
+        self.fail_as_on_the_page()
+
+    def fail_as_on_the_page(self) -> None:
+        """certs.py, for what is there."""
+        with self.assertRaises(AssertionError) as caught:
+            certs("--cert-dir", "")
+        message = str(caught.exception).splitlines()[0].partition(": ")[2]
+        self.assertIn(f"`{message}`", (TOP / "docs/kustomize.md").read_text())
+
+    def test_what_is_missing(self) -> None:
+        self.fail_as_on_the_page()
+        page = (TOP / "docs/kustomize.md").read_text()
+        message = run("apply", "-f", str(MANIFESTS / "50-deployment.yaml"), check=False)
+        shown = 'namespaces "whook" not found'
+        self.assertIn(shown, message)
+        self.assertIn(f"`{shown}`", page)
+        (self.overlays / "yours/policies/team-label.json").unlink()
+        message = self.apply("yours", check=False)
+        for shown in ("loading KV pairs: file sources: ", ": no such file or directory"):
+            self.assertIn(shown, message)
+            self.assertIn(shown, page)
+
+    @staticmethod
+    def play_cert_manager() -> None:
+        """Write the Secret that the Certificate asks for, and its CA into the configurations."""
+        spec = get("certificate whook-certs -n whook")["spec"]
+        authority = pki.Authority("whook CA")
+        pair = authority.issue(spec["dnsNames"])
+        files = {"tls.crt": pair.cert_pem, "tls.key": pair.key_pem, "ca.crt": authority.pem}
+        data = {name: base64.b64encode(content).decode() for name, content in files.items()}
+        secret = {"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls", "data": data}
+        create(secret | {"metadata": {"name": spec["secretName"]}}, "-n", "whook")
+        path = "/webhooks/0/clientConfig/caBundle"
+        patch = json.dumps([{"op": "add", "path": path, "value": data["ca.crt"]}])
+        for kind in CONFIGURATIONS.split(","):
+            run("patch", f"{kind}/whook", "--type=json", "-p", patch, "--field-manager=cainjector")
 
     def test_yours_and_a_broken_set(self) -> None:
         """From nothing to a pod with the label, in a namespace of its own; then a broken set, which
         reaches no pod that serves, and the way back."""
-        self.apply("yours")
         self.addCleanup(self.delete, "yours", "--wait=false")
-        certs("--namespace", "policies", "--cert-dir", "", "--timeout", "20")
-        kubectl("label namespace default policies.example.com/asked=yes")
         self.addCleanup(kubectl, "label namespace default policies.example.com/asked-")
+        self.follow("apply")
         with kubelet(self.folder, "policies") as pods:
             wait_for(lambda: self.team() == "payments", "the API server to call whook", WITHIN)
             self.stand_a_broken_set(policies_of(pods[0]))
