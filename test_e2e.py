@@ -192,9 +192,7 @@ def block(page: str, name: str) -> str:
 def shell(commands: str) -> str:
     """What these commands print, typed at the top of the repository as an administrator."""
     programs = [str(Path(sys.executable).parent), str(controlplane.binaries()), os.environ["PATH"]]
-    environment = {**os.environ, "PATH": ":".join(programs)}
-    with contextlib.suppress(NameError):  # a page for the time before there is a cluster
-        environment["KUBECONFIG"] = str(cluster.kubeconfig)
+    environment = {**os.environ, "PATH": ":".join(programs), "KUBECONFIG": str(cluster.kubeconfig)}
     command = ["bash", "-euo", "pipefail", "-c", commands]
     done = subprocess.run(
         command, env=environment, cwd=TOP, capture_output=True, text=True, timeout=120
@@ -954,14 +952,16 @@ class StaticTest(unittest.TestCase):
         self.plane = Impatient(tuple(self.here(flag) for flag in flags))
 
     def test_story(self) -> None:
-        for block in ("certificates", "configurations", "pair", "pod"):
-            self.follow(block)
+        (self.node.parent / "manifests").mkdir(parents=True)
+        for name in ("certificates", "configurations", "pair", "pod"):
+            self.follow(name)
         with self.whook():
             self.enterContext(self.plane)
             self.hold_from_the_first_request()
             self.be_no_object()
             self.take_up_a_changed_file()
             self.keep_the_last_good_file()
+            self.guard_a_configuration()
             self.renew_under_load()
         self.hold_while_whook_is_down()
         self.refuse_a_certificate_for_another_name()
@@ -974,15 +974,11 @@ class StaticTest(unittest.TestCase):
     def here(self, text: str) -> str:
         return text.replace("/etc/kubernetes", f"{self.folder}/etc/kubernetes")
 
-    def follow(self, block: str) -> None:
-        """Run a block of the page, in a folder that stands for the node's root."""
-        commands = self.page.split(f"<!-- static:{block} -->\n```sh\n")[1].split("```")[0]
-        commands = commands.replace("static-certs", f"{self.folder}/static-certs")
-        commands = self.here(commands).replace("python ", f"{sys.executable} ")
-        script = f"set -euo pipefail; mkdir -p {self.node.parent}/manifests\n{commands}"
-        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
-        self.assertEqual(done.returncode, 0, done.stderr)
-        if block == "configurations":
+    def follow(self, name: str) -> None:
+        """Type a block of the page, in a folder that stands for the node's root."""
+        commands = self.here(block("static.md", f"static:{name}"))
+        shell(commands.replace("static-certs", f"{self.folder}/static-certs"))
+        if name == "configurations":
             self.write("admission.yaml", self.here((self.node / "admission.yaml").read_text()))
 
     def write(self, path: str, text: str) -> None:
@@ -1062,6 +1058,27 @@ class StaticTest(unittest.TestCase):
         metrics = self.plane.kubectl("get", "--raw", "/metrics").stdout
         counted = re.findall(f'{CONTROLLER}automatic_reloads_total.*"{status}"}} (.*)', metrics)
         return sum(map(int, counted))
+
+    def guard_a_configuration(self) -> None:
+        """Of which an ordinary webhook is never asked."""
+        self.follow("protect")
+        file = str(MANIFESTS / "85-validatingwebhookconfiguration.yaml")
+        self.plane.kubectl("create", "-f", file)
+        self.plane.kubectl("label", "-f", file, "example.com/protected=true")
+        message = (
+            'admission webhook "protect.static.whook.local" denied the request: metadata.labels:'
+            ' ValidatingWebhookConfiguration "whook" is protected; if it must go, take the label'
+            " example.com/protected off first"
+        )
+        wait_for(lambda: message in self.delete(file, "--dry-run=server"), "the refusal", 90)
+        self.assert_on_page(message)
+        self.plane.kubectl("label", "-f", file, "example.com/protected-")
+        self.assertIn("deleted", self.delete(file))
+        (self.node / "validating/protect.yaml").unlink()
+
+    def delete(self, file: str, *options: str) -> str:
+        done = self.plane.kubectl("delete", "-f", file, *options, check=False)
+        return done.stdout + done.stderr
 
     def renew_under_load(self) -> None:
         """A rerun of the page's blocks, with the API server asking on: no call fails, by Fail. One
