@@ -420,7 +420,8 @@ class StoryTest(unittest.TestCase):
         self.assertEqual(self.bundles(), [after["ca.crt"]] * 2)
         self.assertEqual(self.rights_beyond_renewal(), [])
 
-    def renewal_account(self) -> Path:
+    @staticmethod
+    def renewal_account() -> Path:
         config = yaml.safe_load(cluster.kubeconfig.read_text())
         token = kubectl("create token whook-certs -n whook-renewal").strip()
         config["users"] = [{"name": "test", "user": {"token": token}}]
@@ -604,6 +605,23 @@ class KustomizeTest(unittest.TestCase):
             wait_for(lambda: self.team() == "payments", "the API server to call whook", WITHIN)
             self.stand_a_broken_set(policies_of(pods[0]))
             self.assertEqual(self.team(), "payments")
+            self.renew()
+
+    def renew(self) -> None:
+        """With the arguments and the account of the page's copy of the CronJob."""
+        copy = self.folder / "renewal"
+        commands = block("kustomize.md", "kustomize:renewal")
+        shell(commands.replace("renewal-policies", str(copy)))
+        self.addCleanup(run, "delete", "-f", str(copy), "--ignore-not-found")
+        policy = yaml.safe_load((copy / "30-networkpolicy.yaml").read_text())
+        (to,) = policy["spec"]["egress"][1]["to"]
+        self.assertEqual(*to["namespaceSelector"]["matchLabels"].values(), "policies")
+        cronjob = get("cronjob whook-certs -n whook-renewal")
+        (container,) = cronjob["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+        before = StoryTest.bundles()
+        certs(*container["args"], "--renew", kubeconfig=StoryTest.renewal_account())
+        self.assertTrue(all(StoryTest.bundles()))
+        self.assertNotEqual(StoryTest.bundles(), before)
 
     def team(self) -> str | None:
         output = create(pod("probe"), "--dry-run=server", "-o", "json", check=False)
