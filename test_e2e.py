@@ -1019,7 +1019,6 @@ class StaticTest(unittest.TestCase):
     def hold_from_the_first_request(self) -> None:
         wait_for(lambda: LABELLED in self.plane.ask(), "a pod", WITHIN)
         answers = self.plane.answers
-        self.assertIn("refused", answers[0], "asked before the API server listened")
         refused = [answer for answer in answers[1::2] if DENIED in answer]
         self.assertTrue(refused)
         for answer in {*answers} - {*refused}:
