@@ -4,7 +4,7 @@ what the policies answer. For developers; never in the production image.
 
     python debug.py --policy policies                the webhook, the page, the recordings
     python debug.py try --policy policies pod.yaml   local manifests, no cluster at all
-    python debug.py replay FOLDER --policy policies  recordings as tests: 1 if an answer differs
+    python debug.py replay FOLDER --policy policies  recordings, cases: 1 if an answer differs
     python debug.py up --address 192.0.2.7           lets a cluster call this desk
     python debug.py doctor                           follows that call, hop by hop
     python debug.py down                             takes out of the cluster all that `up` made
@@ -49,6 +49,8 @@ with contextlib.suppress(ModuleNotFoundError):  # main() says so; --help needs n
 import certs
 import review
 import whook
+from workbench import cases
+from workbench.redaction import NoRedaction, Redaction
 
 Json = dict[str, Any]
 
@@ -61,164 +63,6 @@ EXPIRES = "whook.local/expires"  # annotation: when `up` meant its work to end
 DOCTOR, ARRIVED = "whook.local/doctor", "whook.local/arrived"  # annotations of its dry runs
 MANAGED, INSTANCE = "app.kubernetes.io/managed-by", "app.kubernetes.io/instance"
 MANAGER = "whook-debug"  # value of that label
-
-# ---------------------------------------------------------------------------- redaction
-
-SENSITIVE_KEY = re.compile(
-    r"(token|password|passwd|secret[-_]?key|api[-_]?key|access[-_]?key|private[-_]?key|credentials?)$",
-    re.IGNORECASE,
-)
-SENSITIVE_TEXT = re.compile(
-    r"(?<![\w-])eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"  # a JSON Web Token
-    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
-    r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"  # user:password in a URL
-    r"|(?i:(?<=bearer )[\w.~+/=-]{8,})"
-    r"|(?i:(?<=token=)|(?<=password=)|(?<=passwd=)|(?<=api-key=)|(?<=apikey=)|(?<=secret=))"
-    r"[^\s\"'&,;]+",
-    re.DOTALL,
-)
-PLACEHOLDER = re.compile(r"redacted-(\d{3,9})|cmVkYWN0ZWQt([A-Za-z0-9+/]{4,12}={0,2})")
-SHORTEST = 6  # characters of a value that is looked for inside other texts
-
-
-class Redaction:
-    """Replaces what is secret in one review, and what repeats it, by numbered placeholders.
-
-    Secret: a Secret's data and stringData; every `env` value; what stands under a key that ends in
-    token, password, key and the like; tokens, private keys and passwords within a text, also in
-    JSON within a text. Then each place where such a value turns up again, plain, in base64 or
-    escaped: a policy may quote it in a denial. An env value that only a policy adds stays, as it
-    comes from the policy's source. The same value gets the same placeholder, so that a difference
-    stays one. Placeholders that a recording, or a forger, brings stay; new ones count on from them.
-    """
-
-    def __init__(self, document: Any) -> None:
-        self.strict = True
-        self.placeholders: dict[str, str] = {}  # by what they stand for
-        self.originals: dict[str, str] = {}  # by placeholder, and by whole text with some in it
-        self.scrubbed: dict[str, str] = {}  # what scrub() made of a text, by what is known by now
-        self.lengths: dict[str, list[int]] = collections.defaultdict(list)  # by how a secret starts
-        found = PLACEHOLDER.finditer(json.dumps(document))
-        self.count = max(map(_placeholder_number, found), default=0)
-        self.clean(document)
-        self.strict = False
-
-    def hide(self, text: str) -> str:
-        """The placeholder for a secret; learns it, and the other forms it may turn up in."""
-        if not text or PLACEHOLDER.fullmatch(text):
-            return text
-        if text not in self.placeholders:
-            self.count += 1
-            plain = f"redacted-{self.count:03d}"
-            encoded = base64.b64encode(plain.encode()).decode()
-            decoded = _decoded(text)
-            self._learn(text, plain if decoded is None else encoded)
-            self._learn((decoded or b"").decode("utf-8", "replace"), plain)
-            self._learn(json.dumps(text)[1:-1], plain)
-            self._learn(base64.b64encode(text.encode()).decode(), encoded)
-        return self.placeholders[text]
-
-    def _learn(self, form: str, placeholder: str) -> None:
-        if form and form not in self.placeholders:
-            self.placeholders[form] = placeholder
-            self.originals.setdefault(placeholder, form)
-            self.scrubbed.clear()
-            lengths = self.lengths[form[:SHORTEST]] if len(form) >= SHORTEST else []
-            if len(form) not in lengths:
-                lengths.append(len(form))
-                lengths.sort(reverse=True)
-
-    def clean(self, value: Any, key: str = "") -> Any:
-        """A copy of a JSON value without secrets. RecursionError if it is nested too deeply."""
-        if type(value) is str:
-            return self.hide(value) if SENSITIVE_KEY.search(key) else self.scrub(value)
-        if type(value) is list:
-            if key == "env":
-                return [self._clean_variable(item) for item in value]
-            return [self.clean(item, key) for item in value]
-        if type(value) is not dict:
-            return value
-        secret = ("data", "stringData") if value.get("kind") == "Secret" else ()
-        return {k: self._hide_all(v) if k in secret else self.clean(v, k) for k, v in value.items()}
-
-    def _clean_variable(self, item: Any) -> Any:
-        if type(item) is not dict or type(item.get("value")) is not str:
-            return self.clean(item)
-        value, name = item["value"], str(item.get("name"))
-        known = self.strict or value in self.placeholders or SENSITIVE_KEY.search(name)
-        shown = self.hide(value) if known else self.scrub(value)
-        return {k: shown if k == "value" else self.clean(v, k) for k, v in item.items()}
-
-    def _hide_all(self, data: Any) -> Any:
-        if type(data) is not dict:
-            return self.clean(data)
-        return {k: self.hide(v) if type(v) is str else self.clean(v) for k, v in data.items()}
-
-    def scrub(self, text: str) -> str:
-        """A text without the secrets in it: JSON, patterns, values known by now."""
-        if text not in self.scrubbed:
-            self.scrubbed[text] = self._scrub(text)
-            self.originals.setdefault(self.scrubbed[text], text)
-        return self.scrubbed[text]
-
-    def _scrub(self, text: str) -> str:
-        if text[:1] in ("{", "["):
-            with contextlib.suppress(ValueError):
-                document = json.loads(text)
-                cleaned = self.clean(document)
-                if cleaned != document:
-                    text = json.dumps(cleaned, separators=(",", ":"), ensure_ascii=False)
-        text = SENSITIVE_TEXT.sub(lambda match: self.hide(match[0]), text)
-        return self._replace_known(text) if self.lengths else text
-
-    def _replace_known(self, text: str) -> str:
-        """The longest first. Nearly linear in the text, by a table of first characters, as there
-        may be thousands of values."""
-        parts, start, place = [], 0, 0
-        while place <= len(text) - SHORTEST:
-            for length in self.lengths.get(text[place : place + SHORTEST], ()):
-                if placeholder := self.placeholders.get(text[place : place + length]):
-                    parts += [text[start:place], placeholder]
-                    start = place = place + length
-                    break
-            else:
-                place += 1
-        return "".join([*parts, text[start:]])
-
-    def restore(self, value: Any) -> Any:
-        """A copy with the secrets back in the place of their placeholders."""
-        if type(value) is dict:
-            return {key: self.restore(item) for key, item in value.items()}
-        if type(value) is list:
-            return [self.restore(item) for item in value]
-        if type(value) is not str:
-            return value
-        if value in self.originals:
-            return self.originals[value]
-        return PLACEHOLDER.sub(lambda match: self.originals.get(match[0], match[0]), value)
-
-
-class NoRedaction(Redaction):
-    """For --unredacted: everything stays."""
-
-    def clean(self, value: Any, key: str = "") -> Any:
-        return value
-
-    def scrub(self, text: str) -> str:
-        return text
-
-
-def _decoded(text: str) -> bytes | None:
-    try:
-        return base64.b64decode(text, validate=True)
-    except ValueError:
-        return None
-
-
-def _placeholder_number(match: re.Match[str]) -> int:
-    number = match[1] or (_decoded(match[2]) or b"").decode("ascii", "replace")
-    return int(number) if number.isdigit() else 0
-
 
 # ---------------------------------------------------------------------------- one run
 
@@ -551,6 +395,38 @@ def recording(entry: Entry, result: Result | None, unredacted: bool) -> bytes:
     return json.dumps(record, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace")
 
 
+def case_of(entry: Entry, result: Result, policies: Sequence[str], unredacted: bool) -> str:
+    """A review and its answer as `review.py test` reads them, without the managedFields that the
+    page does not show either; `policies` as paths from the file on. whook.Refusal if it is none."""
+    redaction, document = redaction_of(entry, unredacted)
+    if "withheld" in document:
+        raise whook.Refusal(400, f"this can't be a test case: {document['withheld']}")
+    before = _object_in(json.loads(entry.body))
+    after = review.apply(before, result.patch) if result.patch else before
+    said = {"warnings": "warnings", "audit": "auditAnnotations"}
+    found = {key: result.said(field) for key, field in said.items() if result.said(field)}
+    if result.outcome == "failed":
+        found = {"failed": cases.failure(str(result.said("message")))}
+    elif result.outcome == "denied":
+        about = (result.said(key) for key in ("message", "code", "reason"))
+        found |= cases.denial(*about)
+    before, after, found = (redaction.clean(each) for each in (before, after, found))
+    if after and not found.keys() & cases.REFUSED:
+        found["object"] = after
+    request = document["request"]
+    for obj in (request.get("object"), request.get("oldObject"), before, after):
+        if type(obj) is dict and type(obj.get("metadata")) is dict:
+            obj["metadata"].pop("managedFields", None)
+    return cases.to_yaml(
+        " ".join(str(entry.facts[key]) for key in ("operation", "kind", "name")),
+        document,
+        cases.accept(found, before, after),
+        policies=list(policies),
+        verb=whook.route(_post(entry.path))[0],
+        redacted=redaction.count > 0,
+    )
+
+
 def read_recordings(paths: Iterable[str]) -> Iterator[tuple[Path, Json]]:
     """Each recording in files or folders, in the order of their names; SetupError for a file that
     is none. A bare AdmissionReview counts as one that nobody answered yet."""
@@ -612,7 +488,7 @@ class Desk:
     ) -> None:
         self.loop = loop or whook.Loop()
         self.loop.due.append(self.look_after)
-        self.keep, self.unredacted = options.keep, options.unredacted
+        self.keep, self.unredacted, self.paths = options.keep, options.unredacted, options.policy
         self.policies, self.folder, self.hold = policies, folder, hold
         self.entries: collections.OrderedDict[int, Entry] = collections.OrderedDict()
         self.version = self.last_number = self.size = 0
@@ -804,19 +680,27 @@ class Desk:
             self.touch(entry)
 
     def save(self, number: int, name: str, folder: Path) -> Path:
-        """Keep the review, and the newest answer to it, as a test case for `replay`."""
+        """Keep the review, and the newest answer to it, as a test case for `review.py test`."""
         if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,80}", name):
             raise whook.Refusal(400, "a test case's name has a-z, 0-9, '-' and '.' only")
         entry = self.entry(number)
         if entry.edited:
             entry = dataclasses.replace(entry, body=entry.edited)
+        result = entry.replayed or entry.result
+        if result is None:
+            raise whook.Refusal(409, "this review has no answer yet")
+        verb, policy, _ = whook.route(_post(entry.path))
+        paths = [one.path for one in self.policies.value.find(verb, policy)]
+        paths = paths if policy else self.paths or paths
+        relative = [os.path.relpath(path, folder) for path in paths]
+        relative = [path if path[0] == "." else f"./{path}" for path in relative]
+        content = case_of(entry, result, relative, self.unredacted)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            content = recording(entry, entry.replayed or entry.result, self.unredacted)
-            certs.write_file(folder / f"{name}.json", content)
+            certs.write_file(folder / f"{name}.yaml", content.encode())
         except OSError as error:
             raise whook.Refusal(500, f"can't write {folder}: {error.strerror}") from None
-        return folder / f"{name}.json"
+        return folder / f"{name}.yaml"
 
 
 def _asked_by_doctor(request: whook.Request) -> str:
@@ -1168,10 +1052,15 @@ def run_new(desk: Desk, path: str, body: bytes) -> tuple[Entry, Result]:
 
 
 def replay(options: argparse.Namespace) -> int:
-    """Run recordings through the policies; 1 if any answer would differ from the one recorded."""
+    """Run recordings through the policies, and cases through their own; 1 if any answer would
+    differ from the one that is kept."""
     policies = whook.load_policies(whook.read_sources(options.policy))
-    same = differ = 0
-    for file, record in read_recordings(options.file):
+    files = [path for path in options.file if path.endswith((".yaml", ".yml"))]
+    folders = [path for path in options.file if os.path.isdir(path)]
+    results = list(cases.run_all(cases.read([*files, *folders])))
+    changes = [result.diff() if result.differs else [] for result in results]
+    titles = [f"{result.case.place}: {result.case.title}" for result in results]
+    for file, record in read_recordings(path for path in options.file if path not in files):
         entry = entry_of(file, record)
         if entry.result is None:
             print(f"{file}: holds no answer to compare with")
@@ -1179,14 +1068,16 @@ def replay(options: argparse.Namespace) -> int:
         judge(entry.result, entry.path, entry.body, policies)
         entry.replayed = run(entry.path, entry.body, policies)
         compare(entry)
-        same, differ = same + (not entry.changes), differ + bool(entry.changes)
-        if entry.changes:
-            print(f"{file}: {entry.facts['operation']} {entry.facts['kind']} {entry.facts['name']}")
-            print("".join(f"  {line}\n" for line in entry.changes), end="")
-    if not same + differ:
+        changes.append(entry.changes)
+        facts = " ".join(str(entry.facts[key]) for key in ("operation", "kind", "name"))
+        titles.append(f"{file}: {facts}")
+    for title, lines in zip(titles, changes, strict=True):
+        print("".join(f"{line}\n" for line in [title, *(f"  {x}" for x in lines)] if lines), end="")
+    if not changes:
         hint = "give what debug.py recorded (--record), or saved from its page"
         raise whook.SetupError("there is nothing to compare", hint)
-    print(f"{same} as recorded, {differ} not")
+    differ = sum(map(bool, changes))
+    print(f"{len(changes) - differ} as recorded, {differ} not")
     return 1 if differ else 0
 
 
@@ -1546,7 +1437,7 @@ def check_dry_run(options: argparse.Namespace, cluster: certs.Cluster) -> str:
 USAGE = """\
 usage: python debug.py [serve]                the webhook, the page, the recordings
        python debug.py try FILE.yaml...       local manifests, no cluster at all
-       python debug.py replay FOLDER|FILE...  recordings as tests: 1 if an answer differs
+       python debug.py replay FOLDER|FILE...  recordings, cases: 1 if an answer differs
        python debug.py up --address ADDRESS   lets a cluster call this desk
        python debug.py doctor                 follows that call, hop by hop
        python debug.py down                   takes out of the cluster all that `up` made

@@ -23,6 +23,7 @@ import unittest
 from pathlib import Path
 from unittest import mock
 
+import yaml
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -456,6 +457,53 @@ class RecordTest(unittest.TestCase):
                 self.assertNotIn(form, text)
         self.assertEqual(run_desk("replay", desk.cases, "--policy", desk.policies).returncode, 0)
 
+    def test_saved_cases(self):
+        """What the desk saves is what `review.py test` reads: of every outcome, and of one policy;
+        with other policies it says what is different."""
+        broken = 'def mutate(o, r):\n    if r.operation == "DELETE": r.warn("gone")\n    1 / 0'
+        copies = 'import base64\ndef mutate(o, r):\n    plain = base64.b64decode(o["data"]["a"])'
+        copies += (
+            '\n    o["metadata"]["annotations"]["copy"] = plain.decode(); r.warn(plain.decode())'
+        )
+        secret = json.dumps(secret_review(a="hunter2-and-more")).encode()
+        policies = {"team": TEAM, "pinned": PINNED, "broken": broken, "copies": copies}
+        posts = {
+            "patched": ("mutate/team", REVIEWS["create-deployment"]),
+            "allowed": ("validate/pinned", REVIEWS["delete-service"]),
+            "denied": ("validate/pinned", POD),
+            "failed": ("mutate", POD),
+            "secret": ("mutate/copies", secret),
+        }
+        with Desk(policies=policies) as desk:
+            for number, (name, (path, body)) in enumerate(posts.items(), 1):
+                desk.post(body, f"/{path}?timeout=10s")
+                saved = desk.api("/api/save", {"number": number, "name": name})
+                self.assertEqual(saved["file"], str(desk.cases / f"{name}.yaml"))
+            status, _, _ = desk.page("/api/save", {"number": 9, "name": "x"})
+            self.assertEqual(status, 404)
+        command = [sys.executable, str(ROOT / "review.py"), "test", str(desk.cases)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        self.assertEqual((done.returncode, done.stderr), (0, ""), done.stdout)
+        self.assertTrue(done.stdout.endswith("5 cases, 0 failed\n"))
+        case = yaml.safe_load((desk.cases / "patched.yaml").read_text())
+        self.assertEqual(case["policies"], ["../policies/team.py"])
+        self.assertEqual(case["case"], "CREATE Deployment shop/web")
+        labels = {"metadata": {"labels": {"team": "shop"}}}
+        self.assertEqual(case["expect"], {"changes": labels})
+        self.assertNotIn("managedFields", case["review"]["request"]["object"]["metadata"])
+        self.assertNotIn("redacted", case)
+        case = yaml.safe_load((desk.cases / "secret.yaml").read_text())
+        self.assertTrue(case["redacted"])
+        hidden = base64.b64decode(case["review"]["request"]["object"]["data"]["a"]).decode()
+        self.assertRegex(hidden, "^redacted-[0-9]{3}$")
+        self.assertEqual(case["expect"]["warnings"], [hidden])
+        desk.write_policy("team", TEAM.replace('"shop"', '"desk"'))
+        other = run_desk("replay", desk.cases, "--policy", desk.policies)
+        self.assertEqual(other.returncode, 1)
+        self.assertIn(f"{desk.cases}/patched.yaml:1: CREATE Deployment shop/web\n", other.stdout)
+        self.assertRegex(other.stdout, r"\n  -    +team: shop\n  \+    +team: desk\n")
+        self.assertTrue(other.stdout.endswith("4 as recorded, 1 not\n"))
+
     def test_unredacted(self):
         with Desk("--unredacted") as desk:
             desk.post(REVIEWS["create-secret"])
@@ -827,6 +875,7 @@ class BrowserTest(unittest.TestCase):
             self.wait_for_text("#toast", "Saved as")
             done = run_desk("replay", desk.cases, "--policy", desk.policies)
             self.assertEqual((done.returncode, done.stdout), (0, "1 as recorded, 0 not\n"))
+            self.assertIn("expect: unchanged\n", next(desk.cases.iterdir()).read_text())
 
     def test_hold(self):
         with Desk() as desk:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import http.client
+import http.server
 import json
 import os
 import re
@@ -30,8 +31,11 @@ from typing import Any
 
 import yaml
 
+from test_schema import OBJECTS, SCHEMAS, changes
 from testing import controlplane, pki
 from testing.server import wait_for
+from whook import parse_review
+from workbench import rules, schema, webhooks
 
 TOP = Path(__file__).parent
 MANIFESTS = TOP / "manifests"
@@ -1486,6 +1490,390 @@ class AnswersTest(unittest.TestCase):
                 "a call through the tunnel",
                 WITHIN,
             )
+
+
+# ---------------------------------------------------------------- the workbench's schema
+
+
+class Schema(unittest.TestCase):
+    """workbench/schema.py finds something just where an API server refuses to create the object,
+    with the API server's own schemas of the day and with those in testing/schemas/."""
+
+    PATHS = {  # noqa: RUF012
+        "v1": "/api/v1",
+        "apps/v1": "/apis/apps/v1",
+        "schema.example.com/v1": "/apis/schema.example.com/v1",
+    }
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        run("apply", "-f", str(SCHEMAS / "widget.yaml"))
+        crd = "customresourcedefinition/widgets.schema.example.com"
+        cls.addClassCleanup(kubectl, f"delete {crd}")
+        kubectl(f"wait --for=condition=Established {crd}")
+        cls.folder = Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
+        for path in cls.PATHS.values():
+            file = cls.folder / f"{path.strip('/').replace('/', '-')}.json"
+            wait_for(lambda: cls.published(path), f"the schema of {path}", WITHIN)  # noqa: B023
+            file.write_text(cls.published(path))
+
+    @staticmethod
+    def published(path: str) -> str:
+        done = cluster.kubectl("get", "--raw", f"/openapi/v3{path}", check=False)
+        return done.stdout if '"x-kubernetes-group-version-kind"' in done.stdout else ""
+
+    def refuses(self, item: dict[str, Any]) -> str:
+        """What the API server has against creating it; "" if nothing."""
+        path, kind = self.PATHS[item["apiVersion"]], item["kind"].lower()
+        options = "dryRun=All&fieldValidation=Strict"
+        resource = f"{path}/namespaces/default/{kind}s?{options}"
+        done = cluster.kubectl(
+            "create", "--raw", resource, "-f", "-", stdin=json.dumps(item), check=False
+        )
+        return done.stderr if done.returncode else ""
+
+    def test_the_objects_that_are_changed(self) -> None:
+        for kind, item in OBJECTS.items():
+            self.assertEqual(self.refuses(item), "", kind)
+
+    def test_what_the_api_server_refuses(self) -> None:
+        schemas = schema.load([str(self.folder)])
+        for change in changes():
+            with self.subTest(change.kind, code=change.code):
+                before, after = change.made()
+                error = self.refuses(after)
+                self.assertEqual(bool(error), change.refused, error)
+                self.assertEqual(schemas.judge(before, after), change.found)
+
+
+# ---------------------------------------------------------------- who is asked about what
+
+ANYTHING = {
+    "apiGroups": ["*"],
+    "apiVersions": ["*"],
+    "resources": ["*/*"],
+    "operations": ["*"],
+    "scope": "*",
+}
+
+
+def only(**fields: Any) -> dict[str, Any]:
+    """A webhook with one rule: for anything but what is said here."""
+    return {"rules": [ANYTHING | fields]}
+
+
+def selecting(what: str, key: str, operator: str, *values: str) -> dict[str, Any]:
+    expression = {"key": key, "operator": operator} | ({"values": values} if values else {})
+    return only() | {f"{what}Selector": {"matchExpressions": [expression]}}
+
+
+WITHDRAWN = "delete validatingwebhookconfiguration/asked namespace/asked crd/widgets.example.com"
+EXACT = {"matchPolicy": "Exact"}
+SECOND = only(apiGroups=["autoscaling"], apiVersions=["v2"])
+EVENTS = only(apiGroups=["events.k8s.io"], resources=["events"])
+FIRST = only(apiGroups=["example.com"], apiVersions=["v1"])
+ASKING: dict[str, dict[str, Any]] = {
+    "anything": only(),
+    "nothing": only(resources=["pod"]),
+    "create": only(operations=["CREATE"]),
+    "update-delete": only(operations=["UPDATE", "DELETE"]),
+    "connect": only(operations=["CONNECT"]),
+    "core": only(apiGroups=[""]),
+    "apps": only(apiGroups=["apps"]),
+    "v1": only(apiVersions=["v1"]) | EXACT,
+    "pods": only(resources=["pods"]),
+    "pods-and-more": only(resources=["pods/*"]),
+    "resources": only(resources=["*"]),
+    "scales": only(resources=["*/scale"]),
+    "some": only(resources=["pods/resize", "pods/exec", "namespaces", "deployments/scale"]),
+    "namespaced": only(scope="Namespaced"),
+    "cluster": only(scope="Cluster"),
+    "autoscaling-v2": SECOND,
+    "autoscaling-v2-exact": SECOND | EXACT,
+    "new-events": EVENTS,
+    "new-events-exact": EVENTS | EXACT,
+    "widgets-v1": FIRST,
+    "widgets-v1-exact": FIRST | EXACT,
+    "opted-in": only() | {"namespaceSelector": {"matchLabels": {"whook": "enabled"}}},
+    "not-opted-in": selecting("namespace", "whook", "NotIn", "enabled", "debug"),
+    "with-label": selecting("namespace", "whook", "Exists"),
+    "without-label": selecting("namespace", "whook", "DoesNotExist"),
+    "by-name": selecting("namespace", "kubernetes.io/metadata.name", "In", "asked", "fresh"),
+    "red": only() | {"objectSelector": {"matchLabels": {"colour": "red"}}},
+    "not-red": selecting("object", "colour", "NotIn", "red"),
+    "colourless": selecting("object", "colour", "DoesNotExist"),
+    "two-rules": {
+        "rules": [
+            ANYTHING | {"resources": ["pods"], "operations": ["DELETE"]},
+            ANYTHING | {"apiGroups": ["apps"], "scope": "Namespaced"},
+        ]
+    },
+}
+
+
+class Recorder(http.server.BaseHTTPRequestHandler):
+    """Allows everything, and keeps the paths at which the administrator's reviews came."""
+
+    asked: set[str]
+
+    def do_POST(self) -> None:
+        review = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if review["request"]["userInfo"]["username"] == "admin":
+            self.asked.add(self.path.partition("?")[0].strip("/"))
+        response = {"uid": review["request"]["uid"], "allowed": True}
+        answer = {"apiVersion": review["apiVersion"], "kind": review["kind"], "response": response}
+        body = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+class AskedTest(unittest.TestCase):
+    """Does the real API server ask exactly whom workbench.webhooks says that it asks?"""
+
+    asked: set[str]
+    webhooks: list[webhooks.Webhook]
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        folder = Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
+        cls.asked = set()
+        widgets = json.loads(json.dumps(WIDGETS))
+        (version,) = widgets["spec"]["versions"]
+        widgets["spec"]["versions"].append(version | {"name": "v1beta1", "storage": False})
+        run("apply", "-f", "-", stdin=json.dumps(widgets))
+        kubectl("create namespace asked")
+        kubectl("label namespace asked whook=enabled")
+        account = "get serviceaccount default -n asked --ignore-not-found -oname"
+        wait_for(lambda: kubectl(account), "an account", WITHIN)
+        for item in (pod("red"), DEPLOYMENT):
+            item = item | {"metadata": {"name": "red", "labels": {"colour": "red"}}}
+            run("create", "-n", "asked", "-f", "-", stdin=json.dumps(item))
+        cls.configure(folder, cls.serve(folder))
+
+    @classmethod
+    def serve(cls, folder: Path) -> int:
+        """Start the recorder; its port."""
+        cls.authority = pki.Authority()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*cls.authority.issue(["127.0.0.1"]).write(folder))
+        handler = type("Handler", (Recorder,), {"asked": cls.asked})
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        cls.addClassCleanup(lambda: (server.shutdown(), thread.join(), server.server_close()))
+        return server.server_port
+
+    @classmethod
+    def configure(cls, folder: Path, port: int) -> None:
+        bundle = base64.b64encode(cls.authority.pem).decode()
+        item = manifest("85-validatingwebhookconfiguration.yaml")
+        item["metadata"]["name"] = "asked"
+        item["webhooks"] = [
+            {
+                "name": f"{name}.example.com",
+                "clientConfig": {"url": f"https://127.0.0.1:{port}/{name}", "caBundle": bundle},
+                "sideEffects": "None",
+                "failurePolicy": "Ignore",
+                "admissionReviewVersions": ["v1"],
+                **fields,
+            }
+            for name, fields in ASKING.items()
+        ]
+        path = folder / "asked.json"
+        path.write_text(json.dumps(item))
+        cls.webhooks, _ = webhooks.read_cluster([str(path)])
+        run("apply", "-f", str(path))
+        cls.addClassCleanup(
+            kubectl,
+            WITHDRAWN,
+        )
+        wait_for(lambda: cls.asks("create", "/api/v1/namespaces", NAMESPACE), "a call", WITHIN)
+
+    @classmethod
+    def asks(cls, verb: str, path: str, item: Any = None) -> set[str]:
+        """Who is asked about this request, which the server has answered when this returns."""
+        cls.asked.clear()
+        body = ["-f", "-"] if item else []
+        path += "?command=true" if path.endswith("/exec") else "?dryRun=All"
+        run(verb, "--raw", path, *body, stdin=json.dumps(item), check=False)
+        return set(cls.asked)
+
+    def test_every_pair(self) -> None:
+        for verb, path, item, old in self.rows():
+            with self.subTest(verb=verb, path=path):
+                expected = self.expected(verb, path, item, old)
+                self.assertEqual(self.asks(verb, path, item), expected)
+                quiet = path.endswith("configurations")  # asked about by nobody
+                self.assertEqual("anything" in expected, not quiet)
+
+    def rows(self) -> Iterator[tuple[str, str, Any, Any]]:
+        """kubectl's word, the path, what is sent, and what is there already."""
+        pods, apps = "/api/v1/namespaces/asked/pods", "/apis/apps/v1/namespaces/asked/deployments"
+        red, deployment = (get(f"{kind} red -n asked") for kind in ("pod", "deployment"))
+        scale = json.loads(kubectl(f"get --raw {apps}/red/scale"))
+        namespace = get("namespace asked")
+        yield "replace", f"{pods}/red", unlabelled(red), red
+        for sub in ("ephemeralcontainers", "resize", "status"):
+            yield "replace", f"{pods}/red/{sub}", red, red
+        yield "get", f"{pods}/red/exec", None, None
+        yield "delete", f"{pods}/red", None, red
+        yield "replace", f"{apps}/red", unlabelled(deployment), deployment
+        yield "replace", f"{apps}/red/scale", scale, scale
+        yield "replace", "/api/v1/namespaces/asked", namespace, namespace
+        yield "delete", "/api/v1/namespaces/asked", None, namespace
+        yield new("v1", "pods", pod("x"))
+        labelled = {"metadata": {"name": "x", "labels": {"colour": "red"}}}
+        yield new("v1", "pods", pod("x") | labelled, "default")
+        own = {"metadata": {"name": "red"}}
+        yield new("policy/v1", "pods/red/eviction", {"kind": "Eviction", **own}, path="/api/v1")
+        yield new("v1", "pods/red/binding", {"kind": "Binding", "target": {"name": "one"}, **own})
+        yield new("apps/v1", "deployments", DEPLOYMENT)
+        group = "authentication.k8s.io/v1"
+        request = {"kind": "TokenRequest", "metadata": {}, "spec": {}}
+        yield new(group, "serviceaccounts/default/token", request, path="/api/v1")
+        yield new(group, "tokenreviews", {"kind": "TokenReview", "spec": {"token": "x"}}, "")
+        yield new("v1", "namespaces", NAMESPACE, "")
+        yield new("v1", "nodes", {"kind": "Node"}, "")
+        yield new("rbac.authorization.k8s.io/v1", "clusterroles", {"kind": "ClusterRole"}, "")
+        for version in ("autoscaling/v1", "autoscaling/v2"):
+            yield new(version, "horizontalpodautoscalers", SCALER)
+        yield new("v1", "events", {"kind": "Event", "involvedObject": {"namespace": "asked"}})
+        yield new("events.k8s.io/v1", "events", EVENT)
+        for version in ("example.com/v1", "example.com/v1beta1"):
+            yield new(version, "widgets", WIDGET | {"apiVersion": version})
+        kind = "ValidatingWebhookConfiguration"
+        yield new("admissionregistration.k8s.io/v1", f"{kind.lower()}s", {"kind": kind}, "")
+
+    def expected(self, verb: str, path: str, item: Any, old: Any) -> set[str]:
+        """Who is asked by what workbench.webhooks says, with the same request as a review."""
+        word, prefix, *rest = path.strip("/").split("/")
+        group = prefix if word == "apis" else ""
+        version = rest.pop(0) if group else prefix
+        namespace = ""
+        if rest[0] == "namespaces":
+            namespace = rest[1] if len(rest) > 1 else item["metadata"]["name"]
+            rest = rest[2:] if len(rest) > 2 else rest
+        resource, name, sub = [*rest, "", ""][:3]
+        operations = {"create": "CREATE", "replace": "UPDATE", "delete": "DELETE", "get": "CONNECT"}
+        options = {"apiVersion": "v1", "kind": "PodExecOptions", "command": ["true"]}
+        request = {
+            "uid": "1",
+            "kind": {"group": group, "version": version, "kind": (item or old or options)["kind"]},
+            "resource": {"group": group, "version": version, "resource": resource},
+            "subResource": sub,
+            "name": name,
+            "namespace": namespace,
+            "operation": operations[verb],
+            "object": item or (None if old else options),
+            "oldObject": old,
+        }
+        document = {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview"}
+        document["request"] = request
+        parsed = parse_review(json.dumps(document).encode())
+        namespaces = {"asked": {"whook": "enabled"}, "default": {}}
+        return {
+            webhook.name.partition(".")[0]
+            for webhook in self.webhooks
+            if not webhooks.stops(webhook, parsed, namespaces)[0]
+        }
+
+    def test_entries_from_rule_lines(self) -> None:
+        """What `review.py rules` prints of all policies is taken as it is, apart and together."""
+        wanted = rules.load([str(TOP / "policies"), str(TOP / "policies/library")])
+        expected = [
+            f"{kind.lower()}.admissionregistration.k8s.io/printed created (server dry run)"
+            for kind in webhooks.KINDS.values()
+        ]
+        for together in (False, True):
+            with self.subTest(together=together):
+                text = rules.write(wanted, together, "printed", "whook/whook")
+                output = run("create", "--dry-run=server", "-f", "-", stdin=text, check=False)
+                self.assertEqual(output.splitlines(), expected)
+
+    def test_what_is_built_in(self) -> None:
+        """webhooks.BUILT_IN against what this API server serves."""
+        groups = [{"versions": [{"groupVersion": "v1"}]}]
+        groups += json.loads(kubectl("get --raw /apis"))["groups"]
+        served: dict[str, dict[str, bool]] = {}
+        for version in (v["groupVersion"] for group in groups for v in group["versions"]):
+            path = f"{'apis' if '/' in version else 'api'}/{version}"
+            group, _, number = version.rpartition("/")
+            for each in json.loads(kubectl(f"get --raw /{path}"))["resources"]:
+                served.setdefault(group, {})[each["name"]] = each["namespaced"]
+                self.assert_operations(each["name"], {*each["verbs"]} - {"get"})
+            if group in webhooks.BUILT_IN:
+                self.assertIn(number, webhooks.versions(group))
+        served.pop("example.com", None)
+        self.assertEqual(webhooks.built_in(), served)
+
+    def assert_operations(self, name: str, verbs: set[str]) -> None:
+        """webhooks.SUB_RESOURCES against the verbs; what takes connections has several."""
+        if "/" in name:
+            operation = webhooks.SUB_RESOURCES[name.partition("/")[2]]
+            words = {"CREATE": {"create"}, "UPDATE": {"update", "patch"}, "": set()}
+            if operation != "CONNECT":
+                self.assertLessEqual(verbs, words[operation], name)
+            else:
+                self.assertIn("create", verbs, name)
+
+
+NAMESPACE = {
+    "apiVersion": "v1",
+    "kind": "Namespace",
+    "metadata": {
+        "name": "fresh",
+        "labels": {"whook": "debug", "kubernetes.io/metadata.name": "fresh"},
+    },
+}
+DEPLOYMENT: dict[str, Any] = {
+    "apiVersion": "apps/v1",
+    "kind": "Deployment",
+    "metadata": {"name": "plain"},
+    "spec": {
+        "replicas": 0,
+        "selector": {"matchLabels": {"a": "b"}},
+        "template": {"metadata": {"labels": {"a": "b"}}, "spec": pod("x")["spec"]},
+    },
+}
+
+
+SCALER = {
+    "kind": "HorizontalPodAutoscaler",
+    "spec": {
+        "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "red"},
+        "maxReplicas": 2,
+    },
+}
+EVENT = {
+    "kind": "Event",
+    "type": "Normal",
+    "reason": "tested",
+    "action": "test",
+    "regarding": {"namespace": "asked"},
+    "reportingController": "example.com/test",
+    "reportingInstance": "one",
+    "eventTime": "2026-11-24T00:00:00.000000Z",
+}
+
+
+def new(
+    version: str, resource: str, fields: dict[str, Any], inside: str = "asked", path: str = ""
+) -> tuple[str, str, Any, None]:
+    """A row that creates this, in a namespace or none; `path` is where its API is, if elsewhere."""
+    path = path or ("/apis/" if "/" in version else "/api/") + version
+    path += f"/namespaces/{inside}" if inside else ""
+    item = {"apiVersion": version, "metadata": {"name": "x"}, **fields}
+    return "create", f"{path}/{resource}", item, None
+
+
+def unlabelled(item: dict[str, Any]) -> dict[str, Any]:
+    return item | {"metadata": item["metadata"] | {"labels": {}}}
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ PATIENCE = {
     "linger": (2.0, 2.0),  # what still comes is thrown away, so that its sender sees the answer
 }
 LIFETIME = 60.0  # of a connection, about; then an answer closes it, so that new pods get some
-MAX_ANSWERS = 1000  # on one connection: a client that prefers the last used keeps few, and busy
+MAX_ANSWERS = 200  # on one connection: a client that prefers the last used keeps few, and busy
 MAX_TIMEOUT = 30.0  # of a review: admissionregistration.k8s.io/v1 allows no more
 DEFAULT_TIMEOUT = 10.0  # of a review without ?timeout=, as there
 BUDGET = 1.0  # what all policies of a review may take together, and loading after a change
@@ -254,25 +254,24 @@ class Request:
     options: dict[str, Any] | None
     deadline: float
 
-    def __init__(self, obj: dict[str, Any] | None, body: bytes | bytearray) -> None:
+    def __init__(self, obj: dict[str, Any] | None, again: Callable[[], Any]) -> None:
+        """`again` makes another copy of the object, as it was sent; few policies ask for one."""
         self.response = Response()
         self.has_object = obj is not None  # False on DELETE
-        self._body, self._parsed = body, obj
+        self._parsed, self._again = obj, again
         self._object: dict[str, Any] | None = None
 
     @property
     def object(self) -> Any:
         """The object as the API server sent it; None on DELETE. Not what a policy edits."""
         if self._object is None and self.has_object:
-            self._object = _decode(self._body)["request"]["object"]
+            self._object = self._again()
         return self._object
 
     def own_object(self) -> Any:
         """The object, for the caller alone: what was parsed, or that parsed once more."""
         parsed, self._parsed = self._parsed, None
-        if parsed is None and self.has_object:
-            parsed = _decode(self._body)["request"]["object"]
-        return parsed
+        return self._again() if parsed is None and self.has_object else parsed
 
     def deny(self, message: str, code: int = 403, reason: str = "Forbidden") -> NoReturn:
         """End the review: the API server refuses the user's request with this message, which
@@ -350,7 +349,7 @@ def parse_review(body: bytes | bytearray, deadline: float = math.inf) -> Request
     if type(fields) is not dict:
         raise Refusal(400, "the AdmissionReview has no request")
     obj = _field(fields, "object", dict, None)
-    request = Request(obj, body)
+    request = Request(obj, lambda: _decode(body)["request"]["object"])
     request.api_version, request.deadline = review["apiVersion"], deadline
     request.uid = _field(fields, "uid", str, "")
     if not 0 < len(request.uid) <= MAX_UID:
@@ -757,15 +756,9 @@ def digest_of(contents: Mapping[str, bytes]) -> str:
 # ---------------------------------------------------------------------------- 5 JSON Patch
 
 Patch = list[dict[str, Any]]
+Trail = tuple[Any, Any, int]  # to a place in a document: its parent's trail, its key, how deep
+ROOT: Trail = (None, "", 0)
 LEVELS = 10  # of a document, in which values are compared as a whole before they are walked
-
-
-class NotJson(ValueError):
-    """What JSON can't hold; `keys` lead to it, innermost first."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.keys: list[str | int] = []
 
 
 def diff(before: Any, after: Any) -> Patch:
@@ -779,21 +772,15 @@ def diff(before: Any, after: Any) -> Patch:
     Neither argument is changed, and the patch shares nothing with them. ValueError where the root
     itself would be replaced, or `after` holds what JSON can't: the message names the path.
     """
-    trail: list[str | int] = []
     patch: Patch = []
-    try:
-        if type(before) is not type(after) or type(after) not in (dict, list):
-            if freeze(before) != freeze(after):
-                raise NotJson("the whole document can't be replaced by a patch")
-        else:
-            _diff(before, after, trail, patch)
-    except NotJson as error:
-        path = _pointer([*trail, *reversed(error.keys)]) or "/"
-        raise ValueError(str(error).replace("{path}", path, 1)) from None
+    if type(before) is type(after) and type(after) in (dict, list):
+        _diff(before, after, ROOT, patch)
+    elif freeze(before) != freeze(after):
+        raise ValueError("the whole document can't be replaced by a patch")
     return patch
 
 
-def _diff(before: Any, after: Any, trail: list[str | int], patch: Patch) -> None:
+def _diff(before: Any, after: Any, trail: Trail, patch: Patch) -> None:
     """Add to `patch` what makes `after` of `before`, which stand where `trail` leads."""
     if type(before) is list and type(after) is list:
         return _diff_lists(before, after, trail, patch)
@@ -801,20 +788,17 @@ def _diff(before: Any, after: Any, trail: list[str | int], patch: Patch) -> None
         return _put("replace", trail, after, patch)
     for key in before:
         if key not in after:
-            patch.append({"op": "remove", "path": _pointer([*trail, key])})
+            patch.append({"op": "remove", "path": _pointer((trail, key, 0))})
     for key, value in after.items():
-        if type(key) is not str:
-            raise NotJson(f"{{path}} has the key {key!r}: JSON's keys are strings")
-        trail.append(key)
+        place = (trail, _string(key, trail), trail[2] + 1)
         if key not in before:
-            _put("add", trail, value, patch)
-        elif not _same(before[key], value, trail):
-            _diff(before[key], value, trail, patch)
-        trail.pop()
+            _put("add", place, value, patch)
+        elif not _same(before[key], value, place[2]):
+            _diff(before[key], value, place, patch)
     return None
 
 
-def _same(one: Any, other: Any, trail: list[str | int]) -> bool:
+def _same(one: Any, other: Any, depth: int) -> bool:
     """Whether two values are known to be equal; far down, that is left to the walk: to compare a
     large one as a whole again at each level would cost its size times its depth."""
     if type(one) is not type(other):
@@ -822,24 +806,23 @@ def _same(one: Any, other: Any, trail: list[str | int]) -> bool:
     if type(one) is not dict and type(one) is not list:
         return bool(one == other)
     # == is the quickest to see a difference, but says true of [1] and [True]
-    return len(trail) <= LEVELS and one == other and _label(one, trail) == _label(other, trail)
+    return depth <= LEVELS and one == other and _label(one, depth) == _label(other, depth)
 
 
-def _label(value: Any, trail: list[str | int]) -> object:
+def _label(value: Any, depth: int) -> object:
     """What is equal for values known to be equal."""
-    if len(trail) <= LEVELS or (type(value) is not dict and type(value) is not list):
-        try:
-            return marshal.dumps(value, 2)
-        except ValueError:
-            pass  # no JSON: the walk finds out where
+    if depth <= LEVELS or (type(value) is not dict and type(value) is not list):
+        with contextlib.suppress(ValueError):  # no JSON: the walk finds out where
+            return freeze(value)
     return object()
 
 
-def _diff_lists(before: list[Any], after: list[Any], trail: list[str | int], patch: Patch) -> None:
+def _diff_lists(before: list[Any], after: list[Any], trail: Trail, patch: Patch) -> None:
     """What both lists start and end with stays. Of what is between, the same items stay, as far as
     they are in order. Between those, items are changed in pairs, and the rest is added or removed
     (from the end, so that the indices before it hold)."""
-    one, other = [[_label(item, trail) for item in items] for items in (before, after)]
+    depth = trail[2] + 1
+    one, other = [[_label(item, depth) for item in items] for items in (before, after)]
     start, end, shorter = 0, 0, min(len(one), len(other))
     while start < shorter and one[start] == other[start]:
         start += 1
@@ -859,19 +842,16 @@ def _diff_lists(before: list[Any], after: list[Any], trail: list[str | int], pat
         added += range(j + count, next_j)
         pairs.append((next_i, next_j))
         i, j = next_i + 1, next_j + 1
-    patch += [{"op": "remove", "path": _pointer([*trail, i])} for i in reversed(removed)]
+    patch += [{"op": "remove", "path": _pointer((trail, i, depth))} for i in reversed(removed)]
     for j in added:
-        trail.append(j)
-        _put("add", trail, after[j], patch)
-        trail.pop()
+        _put("add", (trail, j, depth), after[j], patch)
     for i, j in pairs[:-1]:
-        if one[i] != other[j]:
-            trail.append(j)
-            if _name(before[i]) == _name(after[j]):
-                _diff(before[i], after[j], trail, patch)
-            else:  # it is another thing that came in its place
-                _put("replace", trail, after[j], patch)
-            trail.pop()
+        if one[i] == other[j]:
+            continue
+        if _name(before[i]) == _name(after[j]):
+            _diff(before[i], after[j], (trail, j, depth), patch)
+        else:  # it is another thing that came in its place
+            _put("replace", (trail, j, depth), after[j], patch)
 
 
 def _keys(
@@ -911,50 +891,41 @@ def _in_order(old: dict[object, int], new: dict[object, int]) -> list[tuple[int,
     return found[::-1]
 
 
-def _put(op: str, trail: list[str | int], value: Any, patch: Patch) -> None:
-    patch.append({"op": op, "path": _pointer(trail), "value": _plain(value)})
+def _put(op: str, trail: Trail, value: Any, patch: Patch) -> None:
+    patch.append({"op": op, "path": _pointer(trail), "value": _plain(value, trail)})
 
 
-def _plain(value: Any) -> Any:
-    """A copy of a JSON value; NotJson, which gathers the keys on its way up, for anything else."""
+def _plain(value: Any, trail: Trail) -> Any:
+    """A copy of a JSON value; ValueError for anything else."""
     kind = type(value)
     if kind is dict:
-        copy = {}
-        for key, item in value.items():
-            if type(key) is not str:
-                raise NotJson(f"{{path}} has the key {key!r}: JSON's keys are strings")
-            copy[key] = _item(item, key)
-        return copy
+        return {_string(key, trail): _plain(item, (trail, key, 0)) for key, item in value.items()}
     if kind is list:
-        return [_item(item, index) for index, item in enumerate(value)]
-    return _scalar(value, kind)
-
-
-def _item(value: Any, key: str | int) -> Any:
-    try:
-        return _plain(value)
-    except NotJson as error:
-        error.keys.append(key)
-        raise
-
-
-def _scalar(value: Any, kind: type) -> Any:
+        return [_plain(item, (trail, index, 0)) for index, item in enumerate(value)]
     if value is None or kind is str or kind is bool:
         return value
     if kind is int and not -(2**63) <= value < 2**64:
-        raise NotJson("{path} is an integer of more than 64 bits: not JSON")
+        raise ValueError(f"{_pointer(trail)} is an integer of more than 64 bits: not JSON")
     if kind is int or (kind is float and math.isfinite(value)):
         return value
-    raise NotJson(f"{{path}} is {value if kind is float else 'a ' + kind.__name__}: not JSON")
+    what = value if kind is float else f"a {kind.__name__}"
+    raise ValueError(f"{_pointer(trail)} is {what}: not JSON")
 
 
-def _pointer(keys: Iterable[str | int]) -> str:
-    """A JSON Pointer (RFC 6901), or the start of one to the root."""
-    return "".join([f"/{_escape(key) if type(key) is str else key}" for key in keys])
+def _string(key: Any, trail: Trail) -> str:
+    if type(key) is not str:
+        raise ValueError(f"{_pointer(trail) or '/'} has the key {key!r}: JSON's keys are strings")
+    return key
 
 
-def _escape(key: str) -> str:
-    return key.replace("~", "~0").replace("/", "~1") if "~" in key or "/" in key else key
+def _pointer(trail: Trail) -> str:
+    """A JSON Pointer (RFC 6901)."""
+    keys = []
+    while trail[0]:
+        key = trail[1]
+        keys.append(key.replace("~", "~0").replace("/", "~1") if type(key) is str else str(key))
+        trail = trail[0]
+    return "".join([f"/{key}" for key in reversed(keys)])
 
 
 # ---------------------------------------------------------------------------- 6 evaluation
