@@ -462,19 +462,25 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def local(arguments: argparse.Namespace) -> None:
-    """Certificates for this machine, kept while they are good for every name asked for."""
+    """Certificates for this machine, kept while they are good for every name asked for.
+
+    A CA before the new one stays in ca.pem until it expires: so that file can be handed out, and
+    the new certificate be served only when everybody has it. What others could have put there
+    goes at once."""
     folder, names = arguments.cert_dir, list(dict.fromkeys([*LOCAL_NAMES, *arguments.host]))
     pair = read_files(folder)
-    reason = "there were none"
-    if pair:
-        reason = exposure(folder) or replacement_reason(pair, names, arguments.key_type) or ""
+    exposed = exposure(folder) if pair else None
+    reason = exposed or (replacement_reason(pair, names, arguments.key_type) if pair else None)
     if pair and not reason:
         tell(f"{folder}: certificates kept, valid {span(pair.leaf)}")
         return
     until = now() + arguments.validity
     authority, key = new_authority(until), new_key(arguments.key_type)
     leaf = sign(key.public_key(), names, until, authority)
-    write_files(folder, Pair(pem(leaf), key_pem(key), pem(authority[0])))
+    made = Pair(pem(leaf), key_pem(key), pem(authority[0]))
+    trusted = pair.bundle if pair and not exposed else b""
+    write_files(folder, replace(made, bundle=widened(trusted, made)))
+    reason = reason or "there were none"
     tell(f"{folder}: certificates made for {', '.join(names)}, valid {span(leaf)}: {reason}")
 
 

@@ -219,6 +219,22 @@ class Local(InFolder):
         self.assertIn("kept", run("local", "--host", "laptop.lan")[1])
         self.assertIn("the key is ecdsa-p256, not rsa-2048", run("local", "--key-type=rsa-2048")[1])
 
+    def test_the_ca_before_stays_trusted_until_it_expires_or_others_could_have_put_it_there(self):
+        run("local", "--validity=30m")
+        (first,) = certs.certificates_in(Path("local-certs/ca.pem").read_bytes())
+        run("local", "--host=laptop.lan")
+        before, second = certs.certificates_in(Path("local-certs/ca.pem").read_bytes())
+        self.assertEqual(before, first)
+        later = certs.now() + datetime.timedelta(hours=1)
+        with mock.patch.object(certs, "now", return_value=later):
+            run("local", "--host=other.lan")
+        anchors = certs.certificates_in(Path("local-certs/ca.pem").read_bytes())
+        self.assertEqual((len(anchors), anchors[0]), (2, second))
+        os.chmod("local-certs/ca.pem", 0o666)
+        run("local", "--host=laptop.lan")
+        (only,) = certs.certificates_in(Path("local-certs/ca.pem").read_bytes())
+        self.assertNotIn(only, anchors)
+
     def test_a_damaged_or_missing_file_is_mended(self):
         for name in certs.FILES:
             run("local")

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
 import http.client
 import http.server
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import ssl
@@ -49,10 +52,11 @@ kind: Policy
 omitStages: [RequestReceived]
 rules:
   - level: Metadata
-    namespaces: [playground]
+    namespaces: [playground, shop]
 """
 # What the two policies in manifests/40-configmap.yaml do.
 TEAM_LABEL, TEAM = "example.com/team", "shop"
+LABELLED = f'"{TEAM_LABEL}":"{TEAM}"'
 REFUSED = (
     'Error from server (Forbidden): error when creating "STDIN": admission webhook'
     ' "validate.whook.local" denied the request: container "main": image "shop:latest" has a'
@@ -184,6 +188,25 @@ def is_ready() -> bool:
     return False
 
 
+def block(page: str, name: str) -> str:
+    """The commands of a page of docs/ that stand under the mark `name`."""
+    text = (TOP / "docs" / page).read_text()
+    return text.split(f"<!-- {name} -->\n```sh\n")[1].split("```")[0]
+
+
+def shell(commands: str) -> str:
+    """What these commands print, typed at the top of the repository as an administrator."""
+    programs = [str(Path(sys.executable).parent), str(controlplane.binaries()), os.environ["PATH"]]
+    environment = {**os.environ, "PATH": ":".join(programs), "KUBECONFIG": str(cluster.kubeconfig)}
+    command = ["bash", "-euo", "pipefail", "-c", commands]
+    done = subprocess.run(
+        command, env=environment, cwd=TOP, capture_output=True, text=True, timeout=120
+    )
+    if done.returncode:
+        raise AssertionError(f"{commands}\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
 def manifest(path: str) -> dict[str, Any]:
     item: dict[str, Any] = yaml.safe_load((MANIFESTS / path).read_text())
     return item
@@ -193,8 +216,8 @@ def configmap(name: str, **data: str) -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": data}
 
 
-def pod(name: str) -> dict[str, Any]:
-    container = {"name": "main", "image": "busybox:1.36.1"}
+def pod(name: str, image: str = "busybox:1.36.1") -> dict[str, Any]:
+    container = {"name": "main", "image": image}
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -249,38 +272,45 @@ NODE: dict[str, Any] = {"apiVersion": "v1", "kind": "Node", "metadata": {"name":
 
 
 @contextlib.contextmanager
-def kubelet(mounts: Path) -> Iterator[None]:
-    """Stand in for scheduler and kubelet: bind the Deployment's pods to a node, run their command
-    line on their addresses, report them ready, and keep the folders below `mounts` as the Secret
-    and the ConfigMap are."""
-    pods = wait_for(server_pods, "the two pods of the Deployment", WITHIN)
+def kubelet(mounts: Path, namespace: str = "whook") -> Iterator[list[dict[str, Any]]]:
+    """Stand in for scheduler and kubelet: bind two of the Deployment's pods to a node, run their
+    command line on their addresses, report them ready, and keep the folders below `mounts` as the
+    Secret and the ConfigMap are."""
+    pods = wait_for(lambda: server_pods(namespace), "two pods of the Deployment", WITHIN)
     run("apply", "-f", "-", stdin=json.dumps(NODE))
-    bring_files(mounts)
-    (container,) = pods[0]["spec"]["containers"]
-    arguments = [argument.replace("=/", f"={mounts}/") for argument in container["args"]]
-    with whook(mounts / "whook.log", *arguments), repeating(lambda: bring_files(mounts)):
-        for pod, address in zip(pods, ADDRESSES, strict=True):
-            report_ready(pod["metadata"]["name"], address)
-        yield
-    # A pod on a node goes only when its kubelet says so.
-    kubectl(f"delete pods -n whook -l {LABEL}=whook --force --grace-period=0")
+    bring_files(pods[0], mounts)
+    with whook(mounts / "whook.log", *arguments_of(pods[0], mounts)):
+        with repeating(lambda: bring_files(pods[0], mounts)):
+            for pod, address in zip(pods, ADDRESSES, strict=True):
+                report_ready(pod, address)
+            try:
+                yield pods
+            finally:  # a pod on a node goes only when its kubelet says so
+                kubectl(f"delete pods -n {namespace} -l {LABEL}=whook --force --grace-period=0")
 
 
-def server_pods() -> list[dict[str, Any]]:
-    """Both pods of the Deployment, or none."""
-    items = get(f"pods -n whook -l {LABEL}=whook")["items"]
+def server_pods(namespace: str) -> list[dict[str, Any]]:
+    """Two pods of the Deployment, or none."""
+    items = get(f"pods -n {namespace} -l {LABEL}=whook")["items"]
     pods = [item for item in items if "deletionTimestamp" not in item["metadata"]]
-    return pods if len(pods) == len(ADDRESSES) else []
+    return pods[:2] if len(pods) >= len(ADDRESSES) else []
 
 
-def bring_files(mounts: Path) -> None:
-    secret = get("secret whook-certs -n whook")["data"]
+def arguments_of(pod: dict[str, Any], mounts: Path) -> list[str]:
+    """The pod's command line, where its volumes are folders below `mounts`."""
+    (container,) = pod["spec"]["containers"]
+    return [argument.replace("=/", f"={mounts}/") for argument in container["args"]]
+
+
+def bring_files(pod: dict[str, Any], mounts: Path) -> None:
+    namespace = pod["metadata"]["namespace"]
+    secret = get(f"secret whook-certs -n {namespace}")["data"]
     files = {f"certs/{name}": base64.b64decode(text) for name, text in secret.items()}
-    policies = get("configmap whook-policies -n whook")["data"]
+    policies = get(f"configmap {policies_of(pod)} -n {namespace}")["data"]
     files |= {f"policies/{name}": text.encode() for name, text in policies.items()}
     for name, content in files.items():
         path = mounts / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.with_suffix(".new").write_bytes(content)
         path.with_suffix(".new").replace(path)
 
@@ -303,15 +333,22 @@ def repeating(action: Callable[[], object]) -> Iterator[None]:
         thread.join()
 
 
-def report_ready(name: str, address: str) -> None:
+def policies_of(pod: dict[str, Any]) -> str:
+    """The name of the ConfigMap with its policies."""
+    (name,) = (v["configMap"]["name"] for v in pod["spec"]["volumes"] if "configMap" in v)
+    return str(name)
+
+
+def report_ready(pod: dict[str, Any], address: str) -> None:
     """What a scheduler, and then a kubelet, tell the API server of a pod."""
+    name, namespace = pod["metadata"]["name"], pod["metadata"]["namespace"]
     binding = {
         "apiVersion": "v1",
         "kind": "Binding",
         "metadata": {"name": name},
         "target": {"kind": "Node", "name": NODE["metadata"]["name"]},
     }
-    path = f"/api/v1/namespaces/whook/pods/{name}/binding"
+    path = f"/api/v1/namespaces/{namespace}/pods/{name}/binding"
     run("create", "--raw", path, "-f", "-", stdin=json.dumps(binding))
     status = {
         "phase": "Running",
@@ -320,7 +357,7 @@ def report_ready(name: str, address: str) -> None:
         "conditions": [{"type": "Ready", "status": "True"}],
     }
     patch = json.dumps({"status": status})
-    run("patch", "pod", name, "-n", "whook", "--subresource=status", "-p", patch)
+    run("patch", "pod", name, "-n", namespace, "--subresource=status", "-p", patch)
 
 
 class StoryTest(unittest.TestCase):
@@ -388,7 +425,8 @@ class StoryTest(unittest.TestCase):
         self.assertEqual(self.bundles(), [after["ca.crt"]] * 2)
         self.assertEqual(self.rights_beyond_renewal(), [])
 
-    def renewal_account(self) -> Path:
+    @staticmethod
+    def renewal_account() -> Path:
         config = yaml.safe_load(cluster.kubeconfig.read_text())
         token = kubectl("create token whook-certs -n whook-renewal").strip()
         config["users"] = [{"name": "test", "user": {"token": token}}]
@@ -481,6 +519,681 @@ class StoryTest(unittest.TestCase):
     def is_mutated(self) -> bool:
         output = create(pod("probe"), "--dry-run=server", "-o", "json")
         return self.label_of(json.loads(output)) is not None
+
+
+# ---------------------------------------------------------------- kustomize
+
+
+class KustomizeTest(unittest.TestCase):
+    """docs/kustomize.md: the overlays as the API server takes them, and what they promise."""
+
+    def setUp(self) -> None:
+        self.folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
+        shutil.copytree(MANIFESTS / "kustomize", self.folder / "kustomize")
+        self.overlays = self.folder / "kustomize/overlays"
+
+    def apply(self, overlay: str, *, check: bool = True) -> str:
+        return run("apply", "-k", str(self.overlays / overlay), check=check)
+
+    def delete(self, overlay: str, *options: str) -> None:
+        run("delete", "-k", str(self.overlays / overlay), "--ignore-not-found", *options)
+
+    def follow(self, name: str) -> str:
+        commands = block("kustomize.md", f"kustomize:{name}")
+        commands = commands.replace("manifests/kustomize", str(self.overlays.parent))
+        return shell(commands.replace("certs.py", "certs.py --cert-dir '' --timeout 20"))
+
+    def test_every_overlay_is_taken(self) -> None:
+        for overlay in ("../base", "registry", "own-entry"):
+            with self.subTest(overlay):
+                self.assertIn("deployment.apps/whook ", self.apply(overlay))
+        self.assertIn("name: policies-", self.follow("build"))
+        self.delete("../base")
+
+    def test_cert_manager(self) -> None:
+        for kind in ("Issuer", "Certificate"):
+            item = custom_resource("cert-manager.io", kind)
+            create(item)
+            self.addCleanup(kubectl, f"delete crd {item['metadata']['name']}")
+            kubectl(f"wait --for=condition=Established crd/{item['metadata']['name']}")
+        self.follow("cert-manager")
+        self.addCleanup(self.delete, "cert-manager")
+        self.play_cert_manager()
+        kubectl("label namespace default whook=enabled")
+        self.addCleanup(kubectl, "label namespace default whook-")
+        with kubelet(self.folder):
+            wait_for(lambda: self.team() == TEAM, "the API server to call whook", WITHIN)
+        self.fail_as_on_the_page()
+
+    def fail_as_on_the_page(self) -> None:
+        """certs.py, for what is there."""
+        with self.assertRaises(AssertionError) as caught:
+            certs("--cert-dir", "")
+        message = str(caught.exception).splitlines()[0].partition(": ")[2]
+        self.assertIn(f"`{message}`", (TOP / "docs/kustomize.md").read_text())
+
+    def test_what_is_missing(self) -> None:
+        self.fail_as_on_the_page()
+        page = (TOP / "docs/kustomize.md").read_text()
+        message = run("apply", "-f", str(MANIFESTS / "50-deployment.yaml"), check=False)
+        shown = 'namespaces "whook" not found'
+        self.assertIn(shown, message)
+        self.assertIn(f"`{shown}`", page)
+        (self.overlays / "yours/policies/team-label.json").unlink()
+        message = self.apply("yours", check=False)
+        for shown in ("loading KV pairs: file sources: ", ": no such file or directory"):
+            self.assertIn(shown, message)
+            self.assertIn(shown, page)
+
+    @staticmethod
+    def play_cert_manager() -> None:
+        """Write the Secret that the Certificate asks for, and its CA into the configurations."""
+        spec = get("certificate whook-certs -n whook")["spec"]
+        authority = pki.Authority("whook CA")
+        pair = authority.issue(spec["dnsNames"])
+        files = {"tls.crt": pair.cert_pem, "tls.key": pair.key_pem, "ca.crt": authority.pem}
+        data = {name: base64.b64encode(content).decode() for name, content in files.items()}
+        secret = {"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls", "data": data}
+        create(secret | {"metadata": {"name": spec["secretName"]}}, "-n", "whook")
+        path = "/webhooks/0/clientConfig/caBundle"
+        patch = json.dumps([{"op": "add", "path": path, "value": data["ca.crt"]}])
+        for kind in CONFIGURATIONS.split(","):
+            run("patch", f"{kind}/whook", "--type=json", "-p", patch, "--field-manager=cainjector")
+
+    def test_yours_and_a_broken_set(self) -> None:
+        """From nothing to a pod with the label, in a namespace of its own; then a broken set, which
+        reaches no pod that serves, and the way back."""
+        self.addCleanup(self.delete, "yours", "--wait=false")
+        self.addCleanup(kubectl, "label namespace default policies.example.com/asked-")
+        self.follow("apply")
+        with kubelet(self.folder, "policies") as pods:
+            wait_for(lambda: self.team() == "payments", "the API server to call whook", WITHIN)
+            self.stand_a_broken_set(policies_of(pods[0]))
+            self.assertEqual(self.team(), "payments")
+            self.renew()
+
+    def renew(self) -> None:
+        """With the arguments and the account of the page's copy of the CronJob."""
+        copy = self.folder / "renewal"
+        commands = block("kustomize.md", "kustomize:renewal")
+        shell(commands.replace("renewal-policies", str(copy)))
+        self.addCleanup(run, "delete", "-f", str(copy), "--ignore-not-found")
+        policy = yaml.safe_load((copy / "30-networkpolicy.yaml").read_text())
+        (to,) = policy["spec"]["egress"][1]["to"]
+        self.assertEqual(*to["namespaceSelector"]["matchLabels"].values(), "policies")
+        cronjob = get("cronjob whook-certs -n whook-renewal")
+        (container,) = cronjob["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+        before = StoryTest.bundles()
+        certs(*container["args"], "--renew", kubeconfig=StoryTest.renewal_account())
+        self.assertTrue(all(StoryTest.bundles()))
+        self.assertNotEqual(StoryTest.bundles(), before)
+
+    def team(self) -> str | None:
+        output = create(pod("probe"), "--dry-run=server", "-o", "json", check=False)
+        if not output.startswith("{"):
+            return None  # Fail, as whook is not there yet
+        labels = json.loads(output)["metadata"].get("labels", {})
+        team: str | None = labels.get(TEAM_LABEL)
+        return team
+
+    def stand_a_broken_set(self, good: str) -> None:
+        (self.overlays / "yours/policies/team-label.py").write_text("def mutate(obj, request:\n")
+        self.apply("yours")
+        (pod,) = wait_for(lambda: self.pods_without(good), "a pod with the broken set", WITHIN)
+        mounts = self.folder / "new"
+        bring_files(pod, mounts)
+        command = [sys.executable, str(TOP / "whook.py"), *arguments_of(pod, mounts)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn(
+            "team-label.py does not load: line 1: SyntaxError: '(' was never", done.stderr
+        )
+        kept = [item["metadata"]["name"] for item in self.pods_with(good)]
+        self.assertEqual(len(kept), 3)
+        kubectl(f"delete pod {kept[2]} -n policies --force --grace-period=0")
+        wait_for(
+            lambda: len({item["metadata"]["name"] for item in self.pods_with(good)} - {*kept}) == 1,
+            "a pod in its place, with the good set",
+            WITHIN,
+        )
+        patch = ("patch", "configmap", good, "-n", "policies", "-p", '{"data": {"a.py": ""}}')
+        self.assertIn("field is immutable when `immutable` is set", run(*patch, check=False))
+        kubectl("rollout undo deployment/whook -n policies")
+        deployment = get("deployment whook -n policies")
+        self.assertEqual(policies_of(deployment["spec"]["template"]), good)
+
+    def pods(self) -> list[dict[str, Any]]:
+        items: list[dict[str, Any]] = get(f"pods -n policies -l {LABEL}=whook")["items"]
+        return [item for item in items if "deletionTimestamp" not in item["metadata"]]
+
+    def pods_with(self, configmap: str) -> list[dict[str, Any]]:
+        return [item for item in self.pods() if policies_of(item) == configmap]
+
+    def pods_without(self, configmap: str) -> list[dict[str, Any]]:
+        return [item for item in self.pods() if policies_of(item) != configmap]
+
+
+def custom_resource(group: str, kind: str) -> dict[str, Any]:
+    """A definition that takes any object of this kind."""
+    plural = f"{kind.lower()}s"
+    item: dict[str, Any] = json.loads(json.dumps(WIDGETS))
+    item["metadata"]["name"] = f"{plural}.{group}"
+    names = {"plural": plural, "singular": kind.lower(), "kind": kind}
+    item["spec"] |= {"group": group, "names": names}
+    return item
+
+
+# ---------------------------------------------------------------- GitOps
+
+
+class GitOpsTest(unittest.TestCase):
+    """docs/gitops.md: what Argo CD and Flux do to an API server, by their names: server-side apply
+    that forces, and a diff by a dry run of it."""
+
+    def setUp(self) -> None:
+        self.page = (TOP / "docs/gitops.md").read_text()
+        self.enterContext(contextlib.chdir(TOP))
+
+    @classmethod
+    def tearDownClass(cls) -> None:
+        run("delete", "-f", str(MANIFESTS), "--ignore-not-found")
+
+    def test_the_field_is_left_alone(self) -> None:
+        commands = self.block("try", "sh").strip().splitlines()
+        self.assertEqual(len(commands), 3)
+        for name in ("argocd-controller", "kustomize-controller"):
+            with self.subTest(name):
+                outputs = [self.type(line.replace("argocd-controller", name)) for line in commands]
+                self.assertIn("secret whook/whook-certs: certificate for", outputs[1])
+                self.assertEqual(outputs[2], "")
+                bundles = StoryTest.bundles()
+                self.assertTrue(all(bundles) and bundles)
+                self.type(commands[0].replace("argocd-controller", name))
+                self.assertEqual(StoryTest.bundles(), bundles)
+
+    def test_what_replaces_whole_objects_takes_it_away(self) -> None:
+        apply, mend, _ = self.block("try", "sh").strip().splitlines()
+        for line in (apply, mend):
+            self.type(line)
+        kubectl("replace -k manifests/kustomize/base")
+        self.assertEqual(StoryTest.bundles(), ["", ""])
+        self.type(mend)
+        self.assertTrue(all(StoryTest.bundles()))
+
+    def test_replicas_are_the_autoscalers(self) -> None:
+        folder = Path(self.enterContext(tempfile.TemporaryDirectory()), "overlays/yours")
+        shutil.copytree(MANIFESTS / "kustomize/base", folder.parent.parent / "base")
+        folder.mkdir(parents=True)
+        patches = self.block("replicas", "yaml")
+        (folder / "kustomization.yaml").write_text(f"resources: [../../base]\n{patches}")
+        options = ("--server-side", "--force-conflicts", "--field-manager=argocd-controller", "-k")
+        run("apply", *options, str(folder))
+        wait_for(lambda: self.replicas() == 2, "the autoscaler", WITHIN)
+        kubectl("scale deployment whook -n whook --replicas=4")  # as it would
+        self.assertEqual(run("diff", *options, str(folder)), "")
+        run("apply", *options, str(folder))
+        self.assertEqual(self.replicas(), 4)
+        run("apply", *options, str(MANIFESTS / "kustomize/base"))
+        self.assertEqual(self.replicas(), 2, "what the patch is there for")
+
+    @staticmethod
+    def replicas() -> int:
+        return int(get("deployment whook -n whook")["spec"]["replicas"])
+
+    def block(self, name: str, language: str) -> str:
+        return self.page.split(f"<!-- gitops:{name} -->\n```{language}\n")[1].split("```")[0]
+
+    @staticmethod
+    def type(line: str) -> str:
+        """A command of the page. certs.py keeps its files out of here, and waits for no pod."""
+        program, _, rest = line.partition(" ")
+        if program == "kubectl":
+            return kubectl(rest)
+        return certs("--cert-dir", "", "--timeout", "20")
+
+
+# ---------------------------------------------------------------- policies, step by step
+
+
+class PoliciesTest(unittest.TestCase):
+    """docs/deploy-policies.md in its order, with the kubelet's part played."""
+
+    def setUp(self) -> None:
+        self.folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
+        self.page = (TOP / "docs/deploy-policies.md").read_text()
+        self.addCleanup(kubectl, "delete namespace shop --ignore-not-found --wait=false")
+        self.addCleanup(run, "delete", "-f", str(MANIFESTS), "--ignore-not-found")
+
+    def follow(self, name: str) -> str:
+        commands = block("deploy-policies.md", f"policies:{name}")
+        commands = commands.replace("certs.py", "certs.py --cert-dir '' --timeout 20")
+        return shell(commands.replace("webhooks.yaml", f"{self.folder}/webhooks.yaml"))
+
+    def transcript(self, number: int) -> tuple[str, str]:
+        """A command that the page shows, and what it shows of its output."""
+        command, output = re.findall(r"(?s)```\n\$ (.*?)\n(.*?)```", self.page)[number]
+        return command.removeprefix("kubectl "), output
+
+    def test_story(self) -> None:
+        run("apply", "-f", str(MANIFESTS))
+        self.version_the_set()
+        self.make_the_entries()
+        with kubelet(self.folder):
+            self.warn()
+            self.deny()
+            self.fail_closed()
+            self.see_what_is_wrong()
+        self.hold_while_whook_is_down()
+        self.take_it_back()
+
+    def version_the_set(self) -> None:
+        self.follow("set")
+        name = self.set_in_use()
+        self.assertRegex(name, "^whook-policies-[0-9a-f]{10}$")
+        item = get(f"configmap {name} -n whook")
+        self.assertIs(item["immutable"], True)
+        self.assertEqual({*item["data"]}, {f.name for f in (TOP / "policies").glob("*.py")})
+
+    @staticmethod
+    def set_in_use() -> str:
+        return policies_of(get("deployment whook -n whook")["spec"]["template"])
+
+    def make_the_entries(self) -> None:
+        """Those that review.py makes are in the file of the page as they are."""
+        self.follow("rules")
+        made = (self.folder / "webhooks.yaml").read_text()
+        expected = [w for item in yaml.safe_load_all(made) for w in item["webhooks"]]
+        text = (MANIFESTS / "examples/rollout.yaml").read_text()
+        found = [w for item in yaml.safe_load_all(text) for w in item["webhooks"]]
+        self.assertEqual([webhook for webhook in found if webhook in expected], expected)
+        self.assertEqual(len(expected), 2)
+        self.follow("check")
+        self.follow("entries")
+        self.assertEqual([bool(bundle) for bundle in StoryTest.bundles()], [True] * 5)
+
+    def await_transcript(self, number: int) -> None:
+        """The command comes to say what the page shows, once the API server has taken notice."""
+        command, output = self.transcript(number)
+        wait_for(lambda: self.again(command) == output, f"what the page shows: {output}", WITHIN)
+
+    @staticmethod
+    def again(command: str) -> str:
+        kubectl("delete pods --all -n shop --force --grace-period=0")
+        done = cluster.kubectl(*command.split(), check=False)
+        return done.stderr + done.stdout
+
+    def warn(self) -> None:
+        self.follow("warn")
+        self.await_transcript(0)
+        shown = re.findall(r"(?m)^(whook_reviews_total.*) \d+$", self.page)
+        found = self.follow("metric").rpartition(" ")
+        self.assertEqual([found[0]], shown)
+        self.assertGreater(int(found[2]), 0)
+        log = (self.folder / "whook.log").read_text()
+        self.assertRegex(log, "object=shop/web .* allowed=would_deny")
+        audited = (folder / "audit.log").read_text()
+        self.assertIn('"warn.pinned-images.whook.local/would-deny":"pinned-images: ', audited)
+
+    def deny(self) -> None:
+        self.follow("enable")
+        self.await_transcript(1)
+        self.assertNotIn("pinned-images", self.follow("open"))
+
+    def fail_closed(self) -> None:
+        self.follow("strict")
+        name = '"strict.pinned-images.whook.local" denied'
+        wait_for(lambda: name in self.again(self.transcript(1)[0]), "the strict entry", WITHIN)
+
+    def see_what_is_wrong(self) -> None:
+        """The page's table, from the top."""
+        name = self.set_in_use()
+        for words in (
+            ("create", "configmap", "policies", "-n", "nowhere"),
+            ("create", "configmap", "policies", "-n", "whook", "--as=dev"),
+            ("patch", "configmap", name, "-n", "whook", "-p", '{"data": {"a.py": ""}}'),
+        ):
+            with self.subTest(words[-1]):
+                message = run(*words, check=False).strip()
+                self.assert_on_page(message.replace(name, "whook-policies-…"))
+        self.ask_for_a_policy_that_is_not_there()
+        self.deploy_a_broken_set(name)
+
+    def assert_on_page(self, message: str) -> None:
+        mark = ("`` ", " ``") if "`" in message else ("`", "`")
+        self.assertIn(message.join(mark), self.page)
+
+    def ask_for_a_policy_that_is_not_there(self) -> None:
+        path = "/webhooks/2/clientConfig/service/path"
+        patch = [{"op": "replace", "path": path, "value": "/validate/nothing"}]
+        run("patch", "validatingwebhookconfiguration/whook", "--type=json", "-p", json.dumps(patch))
+        message = (
+            'failed calling webhook "strict.pinned-images.whook.local": failed to call webhook:'
+            ' there is no policy "nothing" that defines validate'
+        )
+        command = self.transcript(1)[0]
+        wait_for(lambda: message in self.again(command), "the message", WITHIN)
+        self.assert_on_page(message)
+
+    def deploy_a_broken_set(self, good: str) -> None:
+        folder = self.folder / "broken"
+        folder.mkdir()
+        (folder / "broken.py").write_text("def mutate(obj, request:\n")
+        shell(block("deploy-policies.md", "policies:set").replace("policies/", f"{folder}/"))
+        self.assertNotEqual(self.set_in_use(), good)
+        shown = kubectl("rollout status deployment/whook -n whook --timeout=1s", check=False)
+        self.assert_on_page(shown.splitlines()[0])
+        arguments = [f"--policy={folder}", *arguments_of(server_pods("whook")[0], self.folder)[:2]]
+        command = [sys.executable, str(TOP / "whook.py"), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        self.assertEqual(done.returncode, 1)
+        (error,) = re.findall("(?m)^whook: error: .*$", done.stderr)
+        self.assert_on_page(error.replace(str(folder), "/policies"))
+        self.good = good
+
+    def hold_while_whook_is_down(self) -> None:
+        self.await_transcript(2)
+
+    def take_it_back(self) -> None:
+        self.follow("back")
+        self.assertEqual(self.set_in_use(), self.good)
+        self.assertEqual(kubectl(f"get {CONFIGURATIONS} -o name"), "")
+
+
+# ---------------------------------------------------------------- static mode
+
+STATIC = "whook.static.k8s.io"
+CONTROLLER = "apiserver_manifest_admission_config_controller_"
+DENIED = (
+    'admission webhook "validate.static.whook.local" denied the request: container "main": image'
+    ' "shop:latest" has a mutable tag; pin a version or a digest'
+)
+# What the API server logs of a second file in the folder: what is changed in it, and the message.
+FAULTS = (
+    (
+        "url: .*",
+        "service: {name: whook, namespace: whook}",
+        'webhook "mutate.static.whook.local" in "other.static.k8s.io" (file'
+        ' "/etc/kubernetes/whook/mutating/other.yaml"): clientConfig.service is not supported for'
+        " static manifests; use clientConfig.url instead",
+    ),
+    (
+        "other.static",
+        "whook.static",
+        'duplicate name "whook.static.k8s.io" found in file'
+        ' "/etc/kubernetes/whook/mutating/whook.yaml" (previously seen in'
+        ' "/etc/kubernetes/whook/mutating/other.yaml")',
+    ),
+    (
+        "other.static.k8s.io",
+        "other",
+        '"other" in file "/etc/kubernetes/whook/mutating/other.yaml" must have a name ending with'
+        ' ".static.k8s.io"',
+    ),
+    (
+        "kind: Mutating",
+        "kind: Validating",
+        'strict decoding error: unknown field "webhooks[0].reinvocationPolicy"',
+    ),
+    ("caBundle: .*", "caBundle: ${CA_BUNDLE}", "illegal base64 data at input byte 0"),
+)
+
+
+class Impatient(controlplane.ControlPlane):
+    """Asks for two pods each time that it looks if the API server is up, so that the first request
+    for one comes as early as any can. `answers` holds what each got, in order."""
+
+    answers: list[str]
+
+    def __enter__(self) -> Impatient:
+        self.answers = []
+        super().__enter__()
+        return self
+
+    def healthy(self, port: int, path: str) -> bool:
+        self.answers += [self.ask(), self.ask("shop:latest")]
+        return super().healthy(port, path)
+
+    def ask(self, image: str = "busybox:1.36.1") -> str:
+        """What the API server says to a dry run that creates a pod."""
+        path = "/api/v1/namespaces/default/pods?dryRun=All"
+        item = json.dumps(pod("probe", image))
+        done = self.kubectl("create", "--raw", path, "-f", "-", stdin=item, check=False)
+        return done.stdout + done.stderr
+
+
+class StaticTest(unittest.TestCase):
+    """docs/static.md, in its order, on an API server of its own. Instead of a kubelet the test runs
+    the static pod's command line; the files are where the page puts them, below another root."""
+
+    def setUp(self) -> None:
+        self.folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
+        self.enterContext(contextlib.chdir(TOP))
+        self.node = self.folder / "etc/kubernetes/whook"
+        self.page = (TOP / "docs/static.md").read_text()
+        flags = re.findall(r"(?m)^ *- (--[a-z-]+=\S+)", self.page)
+        self.assertEqual(len(flags), 2)
+        # ServiceAccount waits for a controller; without it, the first request needs nothing else.
+        flags.append("--disable-admission-plugins=ServiceAccount")
+        self.plane = Impatient(tuple(self.here(flag) for flag in flags))
+
+    def test_story(self) -> None:
+        (self.node.parent / "manifests").mkdir(parents=True)
+        for name in ("certificates", "configurations", "pair", "pod"):
+            self.follow(name)
+        with self.whook():
+            self.enterContext(self.plane)
+            self.hold_from_the_first_request()
+            self.be_no_object()
+            self.take_up_a_changed_file()
+            self.keep_the_last_good_file()
+            self.follow("protect")
+            self.guard_a_configuration()
+            self.renew_under_load()
+            self.guard_a_configuration()
+        self.hold_while_whook_is_down()
+        self.refuse_a_certificate_for_another_name()
+        self.not_start_with_a_fault()
+        self.take_whook_out()
+        self.be_of_no_use_in_a_normal_configuration()
+
+    # -- what the page says
+
+    def here(self, text: str) -> str:
+        return text.replace("/etc/kubernetes", f"{self.folder}/etc/kubernetes")
+
+    def follow(self, name: str) -> None:
+        """Type a block of the page, in a folder that stands for the node's root."""
+        commands = self.here(block("static.md", f"static:{name}"))
+        shell(commands.replace("static-certs", f"{self.folder}/static-certs"))
+        if name == "configurations":
+            self.write("admission.yaml", self.here((self.node / "admission.yaml").read_text()))
+
+    def write(self, path: str, text: str) -> None:
+        """Whole or not at all, as the page does."""
+        file = self.node / path
+        file.with_suffix(".new").write_text(text)
+        file.with_suffix(".new").replace(file)
+
+    def whook(self) -> contextlib.AbstractContextManager[None]:
+        static_pod = yaml.safe_load((self.node.parent / "manifests/whook.yaml").read_text())
+        (container,) = static_pod["spec"]["containers"]
+        arguments = [argument.replace("=/", f"={self.node}/") for argument in container["args"]]
+        return whook(self.folder / "whook.log", *arguments)
+
+    def assert_on_page(self, message: str) -> None:
+        self.assertIn(f"`{message}`", self.page)
+
+    # -- what the API server does
+
+    def hold_from_the_first_request(self) -> None:
+        wait_for(lambda: LABELLED in self.plane.ask(), "a pod", WITHIN)
+        answers = self.plane.answers
+        refused = [answer for answer in answers[1::2] if DENIED in answer]
+        self.assertTrue(refused)
+        for answer in {*answers} - {*refused}:
+            self.assertTrue(LABELLED in answer or "kind" not in answer, answer)
+        self.assertFalse([answer for answer in answers[1::2] if LABELLED in answer])
+
+    def be_no_object(self) -> None:
+        self.assertEqual(self.plane.kubectl("get", CONFIGURATIONS, "-o", "name").stdout, "")
+        resource = "mutatingwebhookconfigurations.admissionregistration.k8s.io"
+        missing = f'Error from server (NotFound): {resource} "{STATIC}" not found'
+        done = self.plane.kubectl("delete", "mutatingwebhookconfiguration", STATIC, check=False)
+        self.assertEqual(done.stderr.strip(), missing)
+        reserved = (
+            f'metadata.name: Invalid value: "{STATIC}": names ending with ".static.k8s.io" are'
+            " reserved for static manifest-based configurations and cannot be managed via the API"
+        )
+        done = self.plane.kubectl("create", "-f", f"{self.node}/mutating/whook.yaml", check=False)
+        self.assertIn(reserved, done.stderr)
+        for message in (missing, reserved):
+            self.assert_on_page(message)
+
+    def take_up_a_changed_file(self) -> None:
+        before = (self.node / "validating/whook.yaml").read_text()
+        self.write("validating/whook.yaml", before.replace("[kube-system]", "[default]"))
+        wait_for(lambda: LABELLED in self.plane.ask("shop:latest"), "the changed file", 90)
+        self.write("validating/whook.yaml", before)
+        wait_for(lambda: DENIED in self.plane.ask("shop:latest"), "the file as before", 90)
+
+    def keep_the_last_good_file(self) -> None:
+        for pattern, text, message in FAULTS:
+            with self.subTest(text):
+                self.write_other(pattern, text)
+                self.await_logged(message)
+                self.assertIn(LABELLED, self.plane.ask())
+                self.assert_on_page(message)
+        self.assertIn(f"`{CONTROLLER}automatic_reloads_total`", self.page)
+        self.assertGreater(self.reload_failures(), 0)
+        (self.node / "mutating/other.yaml").unlink()
+
+    def write_other(self, pattern: str, text: str) -> None:
+        """A second configuration, which is the first but for its name and one text."""
+        good = (self.node / "mutating/whook.yaml").read_text()
+        other = good.replace(STATIC, "other.static.k8s.io")
+        self.write("mutating/other.yaml", re.sub(pattern, text, other))
+
+    def await_logged(self, message: str) -> None:
+        log = self.plane.folder / "kube-apiserver.log"
+        wait_for(lambda: self.logged(message) in log.read_text(), "the message", 90)
+
+    def logged(self, message: str) -> str:
+        return self.here(message).replace('"', '\\"')
+
+    def reload_failures(self) -> int:
+        metrics = self.plane.kubectl("get", "--raw", "/metrics").stdout
+        failures = re.findall(f'{CONTROLLER}automatic_reloads_total.*"failure"}} (.*)', metrics)
+        return sum(map(int, failures))
+
+    def are_taken_up(self) -> bool:
+        """Whether the API server names the files as they are: it hashes those of each folder."""
+        metrics = self.plane.kubectl("get", "--raw", "/metrics").stdout
+        taken = set(
+            re.findall(f'{CONTROLLER}last_config_info.*hash="sha256:([0-9a-f]+)",', metrics)
+        )
+        for kind in ("mutating", "validating"):
+            files = sorted((self.node / kind).glob("*.yaml"))
+            content = b"".join(file.read_bytes() + b"\0" for file in files)
+            if hashlib.sha256(content).hexdigest() not in taken:
+                return False
+        return True
+
+    def guard_a_configuration(self) -> None:
+        """Of which an ordinary webhook is never asked."""
+        file = str(MANIFESTS / "85-validatingwebhookconfiguration.yaml")
+        self.plane.kubectl("create", "-f", file)
+        self.plane.kubectl("label", "-f", file, "example.com/protected=true")
+        message = (
+            'admission webhook "protect.static.whook.local" denied the request: metadata.labels:'
+            ' ValidatingWebhookConfiguration "whook" is protected; if it must go, take the label'
+            " example.com/protected off first"
+        )
+        wait_for(lambda: message in self.delete(file, "--dry-run=server"), "the refusal", 90)
+        self.assert_on_page(message)
+        self.plane.kubectl("label", "-f", file, "example.com/protected-")
+        self.assertIn("deleted", self.delete(file))
+
+    def delete(self, file: str, *options: str) -> str:
+        done = self.plane.kubectl("delete", "-f", file, *options, check=False)
+        return done.stdout + done.stderr
+
+    def renew_under_load(self) -> None:
+        """A rerun of the page's blocks, with the API server asking on: no call fails, by Fail. One
+        more name in the certificate stands in for two thirds of its life."""
+        served = ssl.get_server_certificate(("127.0.0.1", 8443))
+        answers = list[str]()
+        with repeating(lambda: answers.append(self.plane.ask())):
+            certs("local", "--cert-dir", f"{self.folder}/static-certs", "--host", "node.example")
+            self.follow("configurations")
+            self.follow("protect")
+            wait_for(self.are_taken_up, "the new CA", 90)
+            self.follow("pair")
+            wait_for(
+                lambda: ssl.get_server_certificate(("127.0.0.1", 8443)) != served,
+                "the new certificate",
+                WITHIN,
+            )
+            count = len(answers)
+            wait_for(lambda: len(answers) > count + 1, "two more answers", WITHIN)
+        self.assertEqual([answer for answer in answers if LABELLED not in answer], [])
+
+    def hold_while_whook_is_down(self) -> None:
+        message = (
+            'failed calling webhook "mutate.static.whook.local": failed to call webhook: Post'
+            ' "https://127.0.0.1:8443/mutate?timeout=5s": dial tcp 127.0.0.1:8443: connect:'
+            " connection refused"
+        )
+        for image in ("busybox:1.36.1", "shop:latest"):
+            self.assertIn(message, self.plane.ask(image))
+        self.assert_on_page(message)
+
+    def refuse_a_certificate_for_another_name(self) -> None:
+        authority = pki.Authority("another")
+        authority.issue(["whook.whook.svc"]).write(self.node / "certs")
+        bundle = base64.b64encode(authority.pem).decode()
+        before = (self.node / "mutating/whook.yaml").read_text()
+        self.write("mutating/whook.yaml", re.sub("caBundle: .*", f"caBundle: {bundle}", before))
+        message = (
+            "tls: failed to verify certificate: x509: cannot validate certificate for 127.0.0.1"
+            " because it doesn't contain any IP SANs"
+        )
+        with self.whook():
+            wait_for(lambda: message in self.plane.ask(), "the refusal", 90)
+        self.assert_on_page(message)
+
+    def not_start_with_a_fault(self) -> None:
+        pattern, text, message = FAULTS[0]
+        self.write_other(pattern, text)
+        (command,) = (
+            process.args
+            for process in self.plane.processes
+            if any(str(word).endswith("/kube-apiserver") for word in process.args)
+        )
+        port = controlplane.free_ports(1)[0]
+        command = [*command, f"--secure-port={port}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn(self.logged(message), done.stderr)
+        (self.node / "mutating/other.yaml").unlink()
+
+    def take_whook_out(self) -> None:
+        self.follow("remove")
+        wait_for(lambda: '"kind":"Pod"' in self.plane.ask("shop:latest"), "a pod", 90)
+
+    def be_of_no_use_in_a_normal_configuration(self) -> None:
+        """It is taken, and then each API server looks for whook on its own machine."""
+        item = manifest("80-mutatingwebhookconfiguration.yaml")
+        (webhook,) = item["webhooks"]
+        webhook["clientConfig"] = {"url": "https://127.0.0.1:8443/mutate"}
+        webhook |= {"failurePolicy": "Fail", "namespaceSelector": {}}
+        self.plane.kubectl("create", "-f", "-", stdin=json.dumps(item))
+        message = (
+            'failed calling webhook "mutate.whook.local": failed to call webhook: Post'
+            ' "https://127.0.0.1:8443/mutate?timeout=5s": dial tcp 127.0.0.1:8443: connect:'
+            " connection refused"
+        )
+        wait_for(lambda: message in self.plane.ask(), "the refusal", WITHIN)
+        self.assert_on_page(message)
 
 
 # ---------------------------------------------------------------- every kind of answer

@@ -17,14 +17,16 @@ from typing import Any
 import yaml
 
 import whook
+from testing import controlplane
 
 TOP = Path(__file__).parent
 MANIFESTS = TOP / "manifests"
-FILES = sorted(MANIFESTS.rglob("*.yaml"))
+FILES = sorted(f for f in MANIFESTS.rglob("*.yaml") if "kustomize" not in f.parts)
 LABEL = "app.kubernetes.io/name"
 
 # What a cluster of 1.27 serves and one of today still does, and the Prometheus operator's.
 APIS = {
+    "AdmissionConfiguration": "apiserver.config.k8s.io/v1",
     "ClusterRole": "rbac.authorization.k8s.io/v1",
     "ClusterRoleBinding": "rbac.authorization.k8s.io/v1",
     "ConfigMap": "v1",
@@ -35,6 +37,7 @@ APIS = {
     "MutatingWebhookConfiguration": "admissionregistration.k8s.io/v1",
     "Namespace": "v1",
     "NetworkPolicy": "networking.k8s.io/v1",
+    "Pod": "v1",
     "PodDisruptionBudget": "policy/v1",
     "PodMonitor": "monitoring.coreos.com/v1",
     "PrometheusRule": "monitoring.coreos.com/v1",
@@ -48,6 +51,7 @@ COMPANIONS = {  # what may stand in one file with it
     "Role": ["RoleBinding"],
     "ClusterRole": ["ClusterRoleBinding"],
 }
+NO_OBJECTS = {"AdmissionConfiguration"}
 CLUSTER_WIDE = {
     "ClusterRole",
     "ClusterRoleBinding",
@@ -123,8 +127,12 @@ class FilesTest(unittest.TestCase):
             for item in load(path):
                 with self.subTest(f"{path.name}: {item['kind']}"):
                     self.assertEqual(item["apiVersion"], APIS[item["kind"]])
+                    if item["kind"] in NO_OBJECTS:
+                        continue
                     inside = path.parent.name != "examples" and item["kind"] not in CLUSTER_WIDE
                     expected = "whook" if inside else None
+                    if path.parent.name == "static" and inside:
+                        expected = "kube-system"  # where nothing asks whook
                     if inside and path.parent.name == "renewal" and "Role" not in item["kind"]:
                         expected = "whook-renewal"  # its rights are where the Secret is
                     self.assertEqual(item["metadata"].get("namespace"), expected)
@@ -141,7 +149,7 @@ class FilesTest(unittest.TestCase):
     def test_everything_of_ours_carries_its_name(self) -> None:
         for path in FILES:
             for item in load(path):
-                if path.parent.name != "examples":
+                if path.parent.name != "examples" and item["kind"] not in NO_OBJECTS:
                     name = "whook-certs" if path.parent.name == "renewal" else "whook"
                     self.assertEqual(item["metadata"]["labels"][LABEL], name, path.name)
 
@@ -195,6 +203,8 @@ class WebhookConfigurationTest(unittest.TestCase):
 
     def test_ca_bundle_is_left_to_certs_py(self) -> None:
         for path in FILES:
+            if path.parent.name == "static":
+                continue  # no object, so certs.py can't; see StaticTest
             self.assertNotRegex(path.read_text(), r"(?m)^\s*caBundle:", path.name)
 
     def test_emergency_removal_is_in_the_file(self) -> None:
@@ -208,6 +218,103 @@ class WebhookConfigurationTest(unittest.TestCase):
         for page in ("README.md", "docs/operate.md", "docs/deploy.md", "policies/README.md"):
             with self.subTest(page=page):
                 self.assertIn(command, (TOP / page).read_text())
+
+
+class RolloutTest(unittest.TestCase):
+    """examples/rollout.yaml is the shipped entries, for one value of the namespace's label each."""
+
+    def test_entries(self) -> None:
+        expected = {
+            "MutatingWebhookConfiguration": [
+                ("team-label", "mutate/team-label", "enabled", "Ignore"),
+                ("strict.team-label", "mutate/team-label", "strict", "Fail"),
+            ],
+            "ValidatingWebhookConfiguration": [
+                ("warn.pinned-images", "warn/pinned-images", "warn", "Ignore"),
+                ("pinned-images", "validate/pinned-images", "enabled", "Ignore"),
+                ("strict.pinned-images", "validate/pinned-images", "strict", "Fail"),
+            ],
+        }
+        found = load(MANIFESTS / "examples/rollout.yaml")
+        self.assertEqual([item["kind"] for item in found], list(expected))
+        for item in found:
+            shipped = one(item["kind"])
+            (entry,) = shipped["webhooks"]
+            shipped["webhooks"] = []
+            for name, path, label, failure_policy in expected[item["kind"]]:
+                webhook = json.loads(json.dumps(entry))
+                webhook |= {"name": f"{name}.whook.local", "failurePolicy": failure_policy}
+                webhook["clientConfig"]["service"]["path"] = f"/{path}"
+                webhook["namespaceSelector"]["matchLabels"] = {"whook": label}
+                shipped["webhooks"].append(webhook)
+            self.assertEqual(item, shipped)
+
+
+class StaticTest(unittest.TestCase):
+    """The static files are the ordinary ones, but for what the page docs/static.md says."""
+
+    def test_configurations(self) -> None:
+        for kind, verb in (
+            ("MutatingWebhookConfiguration", "mutate"),
+            ("ValidatingWebhookConfiguration", "validate"),
+        ):
+            with self.subTest(verb):
+                ordinary, static = one(kind), one(kind, "static")
+                self.assertEqual(static["metadata"].pop("name"), "whook.static.k8s.io")
+                del ordinary["metadata"]["name"]
+                (webhook,) = ordinary["webhooks"]
+                (expression,) = webhook["namespaceSelector"]["matchExpressions"]
+                webhook |= {
+                    "name": f"{verb}.static.whook.local",
+                    "clientConfig": {
+                        "url": f"https://127.0.0.1:8443/{verb}",
+                        "caBundle": "${CA_BUNDLE}",
+                    },
+                    "namespaceSelector": {
+                        "matchExpressions": [expression | {"values": ["kube-system"]}]
+                    },
+                    "failurePolicy": "Fail",
+                }
+                self.assertEqual(static, ordinary)
+
+    def test_each_plugin_has_its_folder(self) -> None:
+        plugins = one("AdmissionConfiguration", "static")["plugins"]
+        folders = {p["name"]: p["configuration"]["staticManifestsDir"] for p in plugins}
+        self.assertEqual(
+            folders,
+            {
+                f"{kind}AdmissionWebhook": f"/etc/kubernetes/whook/{kind.lower()}"
+                for kind in ("Mutating", "Validating")
+            },
+        )
+
+    def test_the_pod_is_the_deployments_on_the_nodes_loopback(self) -> None:
+        pod, ordinary = one("Pod", "static"), pod_of(one("Deployment"))["spec"]
+        (container,) = pod["spec"]["containers"]
+        expected = ordinary["containers"][0]
+        for name in ("readinessProbe", "livenessProbe"):
+            expected[name]["httpGet"] |= {"host": "127.0.0.1", "port": 8080}
+        del expected["ports"]
+        expected["args"] = [
+            "--tls-cert=/certs/server-cert.pem",
+            "--tls-key=/certs/server-key.pem",
+            "--policy=/policies",
+            "--host=127.0.0.1",
+        ]
+        self.assertEqual(container, expected)
+        for key in ("enableServiceLinks", "terminationGracePeriodSeconds"):
+            self.assertEqual(pod["spec"][key], ordinary[key])
+        del ordinary["securityContext"]["fsGroup"]
+        self.assertEqual(pod["spec"]["securityContext"], ordinary["securityContext"])
+        self.assertIs(pod["spec"]["hostNetwork"], True)
+
+    def test_the_pod_needs_no_object_of_the_api(self) -> None:
+        """The kubelet refuses a static pod that names one."""
+        spec = one("Pod", "static")["spec"]
+        self.assertFalse({"serviceAccountName", "imagePullSecrets"} & set(spec))
+        self.assertEqual([set(volume) - {"name"} for volume in spec["volumes"]], [{"hostPath"}] * 2)
+        for key in ("env", "envFrom"):
+            self.assertNotIn(key, spec["containers"][0])
 
 
 class DeploymentTest(unittest.TestCase):
@@ -630,6 +737,144 @@ def made_up(series: dict[str, str], name: str, **tests: Any) -> dict[str, Any]:
     """A test of promtool's, on these series."""
     values = [{"series": key, "values": value} for key, value in series.items()]
     return {"name": name, "interval": "30s", "input_series": values, **tests}
+
+
+KUBECTL = shutil.which("kubectl")
+if folder := controlplane.binaries():
+    KUBECTL = str(folder / "kubectl")
+
+
+def build(folder: str) -> dict[str, Any]:
+    """What kustomize makes of a folder below manifests/kustomize/: objects by kind and name."""
+    command = [str(KUBECTL), "kustomize", str(MANIFESTS / "kustomize" / folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    if done.returncode:
+        raise AssertionError(done.stderr)
+    items = yaml.safe_load_all(done.stdout)
+    return {f"{item['kind']} {item['metadata']['name']}": item for item in items}
+
+
+def flat(value: Any, path: str = "") -> dict[str, Any]:
+    """Every value in it that holds no others, by its path."""
+    pairs: Any = value.items() if isinstance(value, dict) else enumerate(value)
+    found: dict[str, Any] = {}
+    for key, inner in pairs:
+        nested = isinstance(inner, dict | list) and inner
+        found |= flat(inner, f"{path}/{key}") if nested else {f"{path}/{key}": inner}
+    return found
+
+
+class KustomizeTest(unittest.TestCase):
+    """The base is the files of manifests/; an overlay changes what it says and nothing else."""
+
+    def setUp(self) -> None:
+        if not KUBECTL:
+            self.skipTest("no kubectl: it is in KUBEBUILDER_ASSETS")
+
+    def changed(self, overlay: str) -> dict[str, Any]:
+        """What the overlay has that the base has not, by object and path."""
+        before, after = flat(build("base")), flat(build(f"overlays/{overlay}"))
+        return {key: value for key, value in after.items() if before.get(key) != value}
+
+    def test_the_base_is_the_files(self) -> None:
+        files = sorted(MANIFESTS.glob("*.yaml"))
+        text = "".join(f"---\n{f.read_text()}" for f in files)
+        remake = "sed -s '1i---' manifests/*.yaml > manifests/kustomize/base/whook.yaml"
+        base = MANIFESTS / "kustomize/base"
+        self.assertEqual((base / "whook.yaml").read_text(), text, f"not of today: {remake}")
+        self.assertIn(f"#   {remake}\n", (base / "kustomization.yaml").read_text())
+        items = [item for f in files for item in load(f)]
+        expected = {f"{item['kind']} {item['metadata']['name']}": item for item in items}
+        self.assertEqual(build("base"), expected)
+
+    def test_every_file_says_why(self) -> None:
+        for path in (MANIFESTS / "kustomize").rglob("*.yaml"):
+            with self.subTest(path.name):
+                self.assertRegex(path.read_text(), r"^(---\n)?# \w")
+
+    def test_registry(self) -> None:
+        pod = "/Deployment whook/spec/template/spec"
+        self.assertEqual(
+            self.changed("registry"),
+            {
+                f"{pod}/containers/0/image": "registry.example.com/team/whook:1.0.0",
+                f"{pod}/imagePullSecrets/0/name": "registry",
+            },
+        )
+
+    def test_an_entry_for_each_policy(self) -> None:
+        expected = {}
+        for kind, path in (
+            ("MutatingWebhookConfiguration", "mutate/team-label"),
+            ("ValidatingWebhookConfiguration", "validate/pinned-images"),
+        ):
+            at = f"/{kind} whook/webhooks/0"
+            expected |= {
+                f"{at}/name": f"{path.partition('/')[2]}.whook.local",
+                f"{at}/clientConfig/service/path": f"/{path}",
+            }
+        expected |= {"/ValidatingWebhookConfiguration whook/webhooks/0/failurePolicy": "Fail"}
+        self.assertEqual(self.changed("own-entry"), expected)
+
+    def test_cert_manager_takes_the_place_of_certs_py(self) -> None:
+        built = build("overlays/cert-manager")
+        leaf = built["Certificate whook-certs"]["spec"]
+        (names, secret) = leaf["dnsNames"], leaf["secretName"]
+        volumes = pod_of(built["Deployment whook"])["spec"]["volumes"]
+        self.assertIn(secret, [v["secret"]["secretName"] for v in volumes if "secret" in v])
+        for kind in ("MutatingWebhookConfiguration", "ValidatingWebhookConfiguration"):
+            configuration = built[f"{kind} whook"]
+            service = configuration["webhooks"][0]["clientConfig"]["service"]
+            self.assertEqual(names, [f"{service['name']}.{service['namespace']}.svc"])
+            annotation = {"cert-manager.io/inject-ca-from": "whook/whook-certs"}
+            self.assertEqual(configuration["metadata"]["annotations"], annotation)
+        issuer = built[f"Issuer {leaf['issuerRef']['name']}"]["spec"]
+        authority = built["Certificate whook-ca"]["spec"]
+        self.assertEqual(issuer, {"ca": {"secretName": authority["secretName"]}})
+        self.assertIs(authority["isCA"], True)
+        self.assertNotEqual(secret, authority["secretName"])
+        root = built[f"Issuer {authority['issuerRef']['name']}"]["spec"]
+        self.assertEqual(root, {"selfSigned": {}})
+
+    def test_yours_has_everything_that_people_change(self) -> None:
+        built = build("overlays/yours")
+        namespace = built.pop("Namespace policies")["metadata"]["name"]
+        (policies,) = (item for key, item in built.items() if key.startswith("ConfigMap "))
+        self.assertRegex(policies["metadata"]["name"], r"^policies-[a-z0-9]{10}$")
+        self.assertIs(policies["immutable"], True)
+        folder = MANIFESTS / "kustomize/overlays/yours/policies"
+        self.assertEqual(policies["data"], {f.name: f.read_text() for f in folder.iterdir()})
+        deployment = built["Deployment whook"]
+        volumes = {v["name"]: v for v in pod_of(deployment)["spec"]["volumes"]}
+        self.assertEqual(volumes["policies"]["configMap"], {"name": policies["metadata"]["name"]})
+        self.assertEqual(container_of(deployment)["image"], "registry.example.com/whook:1.0.0")
+        scaler = built["HorizontalPodAutoscaler whook"]["spec"]
+        self.assertEqual((deployment["spec"]["replicas"], scaler["minReplicas"]), (3, 3))
+        for key, item in built.items():
+            if item["kind"] not in CLUSTER_WIDE:
+                self.assertEqual(item["metadata"]["namespace"], namespace, key)
+                continue
+            (webhook,) = item["webhooks"]
+            self.assertEqual(webhook["failurePolicy"], "Fail")
+            self.assertEqual(webhook["clientConfig"]["service"]["namespace"], namespace)
+            selector = webhook["namespaceSelector"]
+            self.assertEqual(selector["matchLabels"], {"policies.example.com/asked": "yes"})
+            self.assertEqual(
+                selector["matchExpressions"][0]["values"],
+                ["kube-system", namespace, "whook-renewal"],
+            )
+        self.assertNotIn("localhost/", json.dumps(built))
+
+    def test_a_changed_policy_is_another_configmap(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder, "kustomize")
+            shutil.copytree(MANIFESTS / "kustomize", copy)
+            parameters = copy / "overlays/yours/policies/team-label.json"
+            parameters.write_text('{"TEAM": "search"}')
+            before, after = build("overlays/yours"), build(str(copy / "overlays/yours"))
+        names = [{key for key in built if "ConfigMap" in key} for built in (before, after)]
+        self.assertEqual(len(names[0] | names[1]), 2)
+        self.assertEqual(set(before) - names[0], set(after) - names[1])
 
 
 class DebugTest(unittest.TestCase):

@@ -37,6 +37,13 @@ REVIEWS = {
 }
 
 
+def setUpModule():
+    """A busy machine is no policy's fault."""
+    patience = mock.patch.object(whook, "BUDGET", 30.0)
+    patience.start()
+    unittest.addModuleCleanup(patience.stop)
+
+
 def review(name, changes=None) -> dict:
     """A real review, with values put at some JSON pointers in its request."""
     return changed(REVIEWS[name], changes or {})

@@ -753,7 +753,8 @@ class CommandLine(unittest.TestCase):
                 with subprocess.Popen(
                     command, cwd=self.folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": "1"},
-                ) as process:  # fmt: skip
+                    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+                ) as process:  # fmt: skip  # a shell's "&" has it ignored
                     process.stdout.readline()
                     process.send_signal(signal.SIGINT)
                     _, err = process.communicate(timeout=30)

@@ -612,7 +612,9 @@ def as_junit(results: Sequence[Result]) -> str:
     return reports.junit("review test", tests)
 
 
-def uncovered_by(cover: Cover, cases: Sequence[Case], named: Sequence[str]) -> dict[str, list[str]]:
+def uncovered_by(
+    cover: Cover, cases: Sequence[Case], named: Sequence[str] = ()
+) -> dict[str, list[str]]:
     """By policy, what no case reached. Policies beside the cases' folder count, too, but for files
     of cases that were named one by one."""
     above = {os.path.relpath(Path(case.source).parent.parent) for case in cases
