@@ -451,7 +451,7 @@ class LocalByOpenssl(Local):
 
     def openssl(self, script: str) -> None:
         """A command of this name that does that."""
-        Path("bin").mkdir()
+        Path("bin").mkdir(exist_ok=True)
         Path("bin/openssl").write_text(f"#!/bin/sh\n{script}\n")
         Path("bin/openssl").chmod(0o755)
         path = f"{self.folder}/bin:{os.environ['PATH']}"
@@ -484,15 +484,14 @@ class LocalByOpenssl(Local):
         for script, message in [
             ("echo one >&2; echo 'two \033[2J' >&2; exit 3",
              r"openssl genpkey failed: two \x1b[2J"),
-            ("exit 3", "openssl genpkey failed: Command '['openssl', 'genpkey', '-algorithm', "
-             "'EC', '-pkeyopt', 'ec_paramgen_curve:P-256']' returned non-zero exit status 3."),
             ("echo nonsense", "what was made is no use: a certificate or the key cannot be read"),
         ]:  # fmt: skip
             with self.subTest(message):
                 self.openssl(script)
                 self.assertEqual(self.local(), (1, "", f"whook: error: {message}\n{hint}"))
                 self.assertFalse(Path("local-certs").exists())
-                shutil.rmtree("bin")
+        self.openssl("exit 3")
+        self.assertRegex(self.local()[2], "^whook: error: openssl genpkey failed: .* status 3")
 
     def test_a_command_that_hangs(self):
         self.openssl("exec sleep 60")
