@@ -354,7 +354,7 @@ class Local(InFolder):
                 self.assertIsNone(certs.replacement_reason(pair, names, key_type))
                 self.assertEqual(certs.names_of(pair.leaf), {*names})
                 life = pair.leaf.not_valid_after_utc - pair.leaf.not_valid_before_utc
-                self.assertAlmostEqual(life, 1.5 * DAY + certs.BACKDATE, delta=DAY / 86400)
+                self.assertAlmostEqual(life, 1.5 * DAY + certs.BACKDATE, delta=DAY / 1440)
                 wanted = self.extensions(key_type, names)
                 ca = certs.certificates_in(pair.bundle)[0]
                 self.assertEqual([*map(self.shape, (ca, pair.leaf))], wanted)
