@@ -6,6 +6,9 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import shlex
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -80,6 +83,47 @@ class Pages(unittest.TestCase):
         for page in [*(ROOT / "docs").glob("*.md"), ROOT / "SECURITY.md", ROOT / "CONTRIBUTING.md"]:
             with self.subTest(page.name):
                 self.assertLess(len(page.read_text().splitlines()), 200)
+
+
+class FirstRun(unittest.TestCase):
+    """docs/try.md: the commands, as they are typed, and what is on the screen."""
+
+    text = (ROOT / "docs/try.md").read_text()
+
+    def masked(self, text: str) -> str:
+        """Without what differs from run to run, and from one Python to the next."""
+        text = re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+Z", "TIME", text.strip())
+        text = re.sub(r"(python|process|hash|duration|admission|health)=\S+", r"\1=", text)
+        return re.sub(r"(version=)\S+", rf"\g<1>{whook.__version__}", text)
+
+    @unittest.skipUnless(shutil.which("curl"), "there is no curl: apt-get install curl")
+    def test_the_commands_and_their_lines(self):
+        install, start, ask = blocks(self.text, "sh")
+        made, log, patch, line = blocks(self.text, "")
+        self.assertTrue(install.startswith("sudo apt-get install "))
+        with tempfile.TemporaryDirectory() as folder:
+            for name in "certs.py", "whook.py", "objects.py", "policies", "testing":
+                Path(folder, name).symlink_to(ROOT / name)
+            local, serve = start.replace("python3", sys.executable).splitlines()
+            shell = {"shell": True, "cwd": folder, "text": True}
+            done = subprocess.run(local, **shell, capture_output=True)
+            self.assertEqual((self.masked(done.stdout), done.stderr), (self.masked(made), ""))
+            words = [*shlex.split(serve), "--port=0", "--health-port=0", "--host=127.0.0.1"]
+            pipe = subprocess.PIPE
+            with subprocess.Popen(words, cwd=folder, text=True, stderr=pipe) as server:
+                self.addCleanup(server.kill)
+                lines = [server.stderr.readline() for _ in log.splitlines()]
+                port = re.findall(r"admission=\S+:(\d+)", lines[-1])[0]
+                asked = subprocess.run(ask.replace("8443", port), **shell, capture_output=True)
+                lines.append(server.stderr.readline())
+                server.send_signal(signal.SIGINT)
+        self.assertEqual(self.masked("".join(lines)), self.masked(log + line))
+        self.assertEqual((asked.stdout, asked.stderr), (patch, ""))
+
+    def test_every_line_is_explained(self):
+        events = [in_code(row[0])[0] for row in tables(self.text)[0]]
+        log = blocks(self.text, "")[1].splitlines()
+        self.assertEqual(events, [line.split()[2] for line in log])
 
 
 class WritingPolicies(unittest.TestCase):
