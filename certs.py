@@ -10,7 +10,8 @@
 What it holds to
 - The private key is made here. It goes into the Secret and a file of mode 0600, and nowhere else:
   not into a message, a log or another request. (Where there is no memfd, as on macOS, a second such
-  file is there while the pair is proven.) The key of a CA made here is dropped after one signature.
+  file is there while the pair is proven. Where `local` has the openssl command make it, it comes
+  and goes through pipes.) The key of a CA made here is dropped after one signature.
 - Nothing is approved but what was posted, nothing published but what a TLS handshake has proven.
 - caBundle is widened to old + new, the Secret written, every ready endpoint seen to serve the new
   certificate, and only then caBundle narrowed: there is no moment in which a call must fail.
