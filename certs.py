@@ -3,13 +3,15 @@
 
     certs.py [ensure]    certificate, Secret and caBundle for a cluster's webhooks; the renewal too
     certs.py check       why the API server's calls fail, or soon will, and the fix for each finding
-    certs.py local       a CA and a serving certificate for this machine: no cluster, no network
+    certs.py local       a CA and a serving certificate for this machine: no cluster, no network,
+                         and no package where there is the openssl command
     certs.py ca-bundle   a manifest on stdin, the same on stdout with the CA filled in
 
 What it holds to
 - The private key is made here. It goes into the Secret and a file of mode 0600, and nowhere else:
   not into a message, a log or another request. (Where there is no memfd, as on macOS, a second such
-  file is there while the pair is proven.) The key of a CA made here is dropped after one signature.
+  file is there while the pair is proven. Where `local` has the openssl command make it, it comes
+  and goes through pipes.) The key of a CA made here is dropped after one signature.
 - Nothing is approved but what was posted, nothing published but what a TLS handshake has proven.
 - caBundle is widened to old + new, the Secret written, every ready endpoint seen to serve the new
   certificate, and only then caBundle narrowed: there is no moment in which a call must fail.
@@ -46,9 +48,11 @@ import ipaddress
 import json
 import os
 import re
+import shutil
 import socket
 import ssl
 import stat
+import subprocess
 import sys
 import tempfile
 import time
@@ -61,7 +65,7 @@ from typing import Any, NoReturn, TypeVar, cast
 if sys.version_info < (3, 11):  # noqa: UP036 - nothing above or below is newer syntax than 3.8
     sys.exit(f"whook: error: Python 3.11 or later is needed, this is {sys.version.split()[0]}")
 
-with contextlib.suppress(ModuleNotFoundError):  # main() says so; --help needs no package
+try:
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -70,6 +74,9 @@ with contextlib.suppress(ModuleNotFoundError):  # main() says so; --help needs n
     PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
     PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
     Authority = tuple[x509.Certificate, PrivateKey]
+    CRYPTOGRAPHY = hasattr(x509.Certificate, "not_valid_after_utc")  # 42 or later
+except ModuleNotFoundError:  # main() says so where it is needed; --help and `local` are not
+    CRYPTOGRAPHY = False
 
 Address = tuple[str, int]
 Json = dict[str, Any]
@@ -86,6 +93,7 @@ BACKDATE = datetime.timedelta(minutes=5)  # for clocks that differ, as the built
 MINIMUM_VALIDITY = datetime.timedelta(minutes=10)  # the API's minimum for expirationSeconds
 MAXIMUM_VALIDITY = datetime.timedelta(days=3650)
 CALL_LIMIT = 10.0  # seconds for one request
+OPENSSL_LIMIT = 60.0  # seconds for one openssl command: an RSA key takes a slow machine some
 DIAL_LIMIT = 2.0  # seconds to reach an endpoint: it is near, or out of reach
 POLL = 0.5  # seconds between two looks
 SETTLE = 2.0  # seconds for every API server to learn a new caBundle; none reports that it has
@@ -102,14 +110,20 @@ class Fault(Exception):
         self.hint = printable(hint)
 
 
+INSTALL = "python3 -m venv .venv && .venv/bin/pip install -r requirements.txt"
+INSTALL += "; then run it with .venv/bin/python"
+
+
 def require(package: str) -> None:
     """A Fault, with the remedy, where the package is not installed."""
     try:
         importlib.import_module(package)
     except ModuleNotFoundError as error:
-        hint = "python3 -m venv .venv && .venv/bin/pip install -r requirements.txt"
         message = f"package {error.name} is not installed for {sys.executable}"
-        raise Fault(message, f"{hint}; then run it with .venv/bin/python") from None
+        raise Fault(message, INSTALL) from None
+    if package == "cryptography" and not CRYPTOGRAPHY:
+        message = f"package cryptography is too old for {sys.executable}: 42 or later is needed"
+        raise Fault(message, INSTALL)
 
 
 class NotFound(Fault):
@@ -189,11 +203,17 @@ def pem(*certificates: x509.Certificate) -> bytes:
     return b"".join(c.public_bytes(serialization.Encoding.PEM) for c in certificates)
 
 
+def address_of(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The IP address that this is, None where it is a name. A scope is no part of an address."""
+    with contextlib.suppress(ValueError):
+        return None if "%" in name else ipaddress.ip_address(name)
+    return None
+
+
 def alternative_name(names: Iterable[str]) -> x509.SubjectAlternativeName:
     def general(name: str) -> x509.GeneralName:
-        with contextlib.suppress(ValueError):
-            return x509.IPAddress(ipaddress.ip_address(name))
-        return x509.DNSName(name)
+        address = address_of(name)
+        return x509.IPAddress(address) if address else x509.DNSName(name)
 
     return x509.SubjectAlternativeName(map(general, names))
 
@@ -315,20 +335,24 @@ def server_context(pair: Pair) -> ssl.SSLContext:
     """A server with this pair."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     with readable(pair.key + pair.chain) as path:
-        context.load_cert_chain(path)
+        context.load_cert_chain(path, None, "")  # nobody is asked for a password
     return context
 
 
-def prove(pair: Pair, name: str, anchors: bytes) -> None:
-    """Serve TLS with the pair, in memory, to a client that trusts only `anchors`.
+def prove(pair: Pair, name: str, anchors: bytes) -> ssl.SSLObject:
+    """Serve TLS with the pair, in memory, to a client that trusts only `anchors`: that client, with
+    what it saw. Without a name it takes any.
 
     Raises ssl.SSLError, with OpenSSL's reason, where that client would refuse."""
     inward, outward = ssl.MemoryBIO(), ssl.MemoryBIO()
-    client = client_context(anchors).wrap_bio(outward, inward, server_hostname=name)
+    context = client_context(anchors)
+    context.check_hostname = bool(name)
+    client = context.wrap_bio(outward, inward, server_hostname=name or None)
     server = server_context(pair).wrap_bio(inward, outward, server_side=True)
     for side in (client, server, client, server):
         with contextlib.suppress(ssl.SSLWantReadError):
             side.do_handshake()
+    return client
 
 
 def leaf_flaw(pair: Pair, names: Sequence[str], at: datetime.datetime) -> str | None:
@@ -378,7 +402,10 @@ def replacement_reason(pair: Pair, names: Sequence[str], key_type: str) -> str |
 
 
 def span(certificate: x509.Certificate) -> str:
-    begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    return period(certificate.not_valid_before_utc, certificate.not_valid_after_utc)
+
+
+def period(begin: datetime.datetime, end: datetime.datetime) -> str:
     return f"from {begin:%Y-%m-%dT%H:%M:%SZ} to {end:%Y-%m-%dT%H:%M:%SZ}"
 
 
@@ -460,6 +487,145 @@ def write_file(path: Path, content: bytes) -> None:
 
 # ---------------------------------------------------------------- local
 
+# A bare Python is enough here. The standard library judges a pair, and what makes it is the package
+# cryptography or, where that is not installed, the openssl command.
+
+# Where in a certificate's DER its key type stands: P-256's name; or RSA's, and the key's length.
+KEY_MARKS = {"ecdsa-p256": bytes.fromhex("06082a8648ce3d030107")}
+KEY_MARKS["rsa-2048"] = bytes.fromhex("2a864886f70d01010105000382010f00")
+KEY_MARKS["rsa-3072"] = bytes.fromhex("2a864886f70d01010105000382018f00")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a client sees of a certificate. It ends no later than the CAs that it trusts."""
+
+    names: set[str]
+    begin: datetime.datetime
+    end: datetime.datetime
+    key_type: str
+
+    @property
+    def span(self) -> str:
+        return period(self.begin, self.end)
+
+
+def facts_of(pair: Pair) -> Facts:
+    """Of a pair whose own CA is the last in its bundle, after those before it. ssl.SSLError or
+    ValueError where that CA does not prove the pair, or what is no pair."""
+    client = prove(pair, "", (PEM_CERTIFICATE.findall(pair.bundle) or [pair.bundle])[-1])
+    shown, der = cast(Json, client.getpeercert()), client.getpeercert(binary_form=True) or b""
+    names = {str(address_of(name) or name) for _, name in shown.get("subjectAltName", ())}
+    ends = [one["notAfter"] for one in (shown, *cast(list[Json], client.context.get_ca_certs()))]
+    marks = [key_type for key_type, mark in KEY_MARKS.items() if mark in der]
+    return Facts(
+        names, moment(shown["notBefore"]), min(map(moment, ends)), (*marks, "of another type")[0]
+    )
+
+
+def moment(text: str) -> datetime.datetime:
+    return datetime.datetime.fromtimestamp(ssl.cert_time_to_seconds(text), datetime.UTC)
+
+
+def local_flaw(pair: Pair, names: Sequence[str], key_type: str) -> str | None:
+    """Why this pair must be replaced, None while it is good: as replacement_reason()."""
+    try:
+        facts = facts_of(pair)
+    except ssl.SSLCertVerificationError as error:
+        return f"the certificate does not verify: {error.verify_message}"
+    except (ssl.SSLError, ValueError) as error:
+        if getattr(error, "reason", "") == "KEY_VALUES_MISMATCH":
+            return "the certificate does not belong to the key"
+        return "a certificate or the key cannot be read"
+    if missing := [name for name in names if name not in facts.names]:
+        return f"the certificate does not name {', '.join(missing)}"
+    if facts.end - now() < (facts.end - facts.begin) / 3:
+        return f"less than a third of its life is left: the certificate is valid only {facts.span}"
+    return None if facts.key_type == key_type else f"the key is {facts.key_type}, not {key_type}"
+
+
+def local_pair(names: Sequence[str], until: datetime.datetime, key_type: str) -> Pair:
+    if CRYPTOGRAPHY:
+        authority, key = new_authority(until), new_key(key_type)
+        leaf = sign(key.public_key(), names, until, authority)
+        return Pair(pem(leaf), key_pem(key), pem(authority[0]))
+    if shutil.which("openssl"):
+        return openssl_pair(names, until, key_type)
+    message = f"no openssl command here, and no package cryptography for {sys.executable}"
+    raise Fault(message, f"install either: apt-get install openssl, or {INSTALL}")
+
+
+OPENSSL_KEY = {"ecdsa-p256": ("EC", "ec_paramgen_curve:P-256")}
+OPENSSL_KEY |= {f"rsa-{bits}": ("RSA", f"rsa_keygen_bits:{bits}") for bits in (2048, 3072)}
+OPENSSL_SETTINGS = """\
+[req]
+distinguished_name = subject
+[ca]
+default_ca = whook
+[whook]
+database = index
+serial = serial
+new_certs_dir = .
+default_md = sha256
+policy = subject
+[subject]
+commonName = supplied
+[authority]
+basicConstraints = critical, CA:true, pathlen:0
+keyUsage = critical, keyCertSign, cRLSign
+subjectKeyIdentifier = hash
+[server]
+basicConstraints = critical, CA:false
+keyUsage = critical, {usage}
+extendedKeyUsage = serverAuth
+subjectAltName = {names}
+subjectKeyIdentifier = hash
+authorityKeyIdentifier = keyid
+"""
+
+
+def openssl_pair(names: Sequence[str], until: datetime.datetime, key_type: str) -> Pair:
+    """What sign() would make, by way of `openssl ca`: of its commands the only one that takes both
+    ends of a validity in every version. No key is ever in a file: pipes carry them."""
+    dates = [f"{end:%y%m%d%H%M%SZ}" for end in (now() - BACKDATE, until)]
+    kinds = ", ".join(f"{'IP' if address_of(name) else 'DNS'}:{name}" for name in names)
+    usage = "digitalSignature" + ", keyEncipherment" * key_type.startswith("rsa")
+    with tempfile.TemporaryDirectory(prefix="whook-") as folder:
+        run = functools.partial(openssl, folder)
+
+        def new(name: str) -> bytes:
+            algorithm, option = OPENSSL_KEY[name]
+            return run("genpkey", "-algorithm", algorithm, "-pkeyopt", option)
+
+        def signed(subject: str, key: bytes, by: bytes, *options: str) -> bytes:
+            asked = "-key", "/dev/stdin", "-subj", f"/CN={subject}", "-out", "request"
+            run("req", "-new", "-config", "settings", *asked, stdin=key)
+            signing = "-keyfile", "/dev/stdin", "-in", "request", "-notext", "-batch"
+            validity = "-startdate", dates[0], "-enddate", dates[1]
+            return run("ca", "-config", "settings", *signing, *validity, *options, stdin=by)
+
+        settings = OPENSSL_SETTINGS.format(usage=usage, names=kinds)
+        Path(folder, "settings").write_text(settings)
+        Path(folder, "serial").write_text(os.urandom(16).hex())
+        Path(folder, "index").touch()
+        authority, key = new("ecdsa-p256"), new(key_type)
+        subject = f"whook CA {os.urandom(8).hex()}"
+        ca = signed(subject, authority, authority, "-selfsign", "-extensions", "authority")
+        Path(folder, "ca").write_bytes(ca)
+        leaf = signed("whook", key, authority, "-cert", "ca", "-extensions", "server")
+    return Pair(leaf, key, ca)
+
+
+def openssl(folder: str, *command: str, stdin: bytes = b"") -> bytes:
+    """Run it in the folder: what it says on stdout. A Fault with its last word where it fails."""
+    run = functools.partial(subprocess.run, cwd=folder, capture_output=True, check=True)
+    try:
+        return cast(bytes, run(["openssl", *command], input=stdin, timeout=OPENSSL_LIMIT).stdout)
+    except subprocess.SubprocessError as error:
+        said = (getattr(error, "stderr", None) or b"").decode(errors="replace").splitlines()
+        message = f"openssl {command[0]} failed: {said[-1] if said else error}"
+        raise Fault(message, f"try the package instead: {INSTALL}") from None
+
 
 def local(arguments: argparse.Namespace) -> None:
     """Certificates for this machine, kept while they are good for every name asked for.
@@ -468,20 +634,30 @@ def local(arguments: argparse.Namespace) -> None:
     the new certificate be served only when everybody has it. What others could have put there
     goes at once."""
     folder, names = arguments.cert_dir, list(dict.fromkeys([*LOCAL_NAMES, *arguments.host]))
-    pair = read_files(folder)
-    exposed = exposure(folder) if pair else None
-    reason = exposed or (replacement_reason(pair, names, arguments.key_type) if pair else None)
+    pair, exposed, reason = read_files(folder), None, "there were none"
+    if pair:
+        exposed = exposure(folder)
+        reason = exposed or local_flaw(pair, names, arguments.key_type) or ""
     if pair and not reason:
-        tell(f"{folder}: certificates kept, valid {span(pair.leaf)}")
+        tell(f"{folder}: certificates kept, valid {facts_of(pair).span}")
         return
-    until = now() + arguments.validity
-    authority, key = new_authority(until), new_key(arguments.key_type)
-    leaf = sign(key.public_key(), names, until, authority)
-    made = Pair(pem(leaf), key_pem(key), pem(authority[0]))
-    trusted = pair.bundle if pair and not exposed else b""
-    write_files(folder, replace(made, bundle=widened(trusted, made)))
-    reason = reason or "there were none"
-    tell(f"{folder}: certificates made for {', '.join(names)}, valid {span(leaf)}: {reason}")
+    made = local_pair(names, now() + arguments.validity, arguments.key_type)
+    if flaw := local_flaw(made, names, arguments.key_type):
+        raise Fault(f"what was made is no use: {flaw}", f"try the package instead: {INSTALL}")
+    before = unexpired(pair.bundle) if pair and not exposed else b""
+    write_files(folder, replace(made, bundle=before + made.bundle))
+    told = f"{folder}: certificates made for {', '.join(names)}"
+    tell(f"{told}, valid {facts_of(made).span}: {reason}")
+
+
+def unexpired(bundle: bytes) -> bytes:
+    """The CAs in it whose time is not over."""
+    kept = b""
+    for block in PEM_CERTIFICATE.findall(bundle):
+        with contextlib.suppress(ssl.SSLError, ValueError):  # what is none
+            (shown,) = cast(list[Json], client_context(block).get_ca_certs())
+            kept += block + b"\n" if moment(shown["notAfter"]) > now() else b""
+    return kept
 
 
 # ---------------------------------------------------------------- the API server
@@ -1644,9 +1820,7 @@ def dns_name(text: str) -> str:
 
 
 def host(text: str) -> str:
-    with contextlib.suppress(ValueError):
-        return str(ipaddress.ip_address(text))
-    return dns_name(text)
+    return str(address_of(text) or dns_name(text))
 
 
 def signer_name(text: str) -> str:
@@ -1722,7 +1896,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = arguments_of(sys.argv[1:] if argv is None else argv)
     commands = {"ensure": ensure, "check": check, "local": local, "ca-bundle": ca_bundle}
     try:
-        require("cryptography")
+        if arguments.command != "local":
+            require("cryptography")
         return commands[arguments.command](arguments) or 0
     except KeyboardInterrupt:
         fault = Fault("interrupted", "run again: it goes on from what is there")

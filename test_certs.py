@@ -10,12 +10,14 @@ import ast
 import base64
 import contextlib
 import datetime
+import importlib.util
 import io
 import json
 import os
 import pkgutil
 import pty
 import re
+import shutil
 import socket
 import ssl
 import subprocess
@@ -23,6 +25,7 @@ import sys
 import tempfile
 import threading
 import time
+import types
 import unittest
 import warnings
 from pathlib import Path
@@ -56,14 +59,23 @@ def pair_of(issued: pki.Pair, bundle: bytes) -> certs.Pair:
     return certs.Pair(issued.cert_pem, issued.key_pem, bundle)
 
 
-def run(*argv: str, stdin: bytes = b"") -> tuple[int, str, str]:
+def without_cryptography() -> types.ModuleType:
+    """The program as it is where the package is not installed."""
+    spec = importlib.util.spec_from_file_location("bare_certs", HERE / "certs.py")
+    module = sys.modules["bare_certs"] = importlib.util.module_from_spec(spec)
+    with mock.patch.dict(sys.modules, {"cryptography": None}):
+        spec.loader.exec_module(module)
+    return module
+
+
+def run(*argv: str, stdin: bytes = b"", program=certs) -> tuple[int, str, str]:
     """Exit status, stdout and stderr of one run of the program, in this process."""
     out, err = io.StringIO(), io.StringIO()
     source = mock.Mock(buffer=io.BytesIO(stdin))
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         with mock.patch.object(sys, "stdin", source):
             try:
-                status = certs.main(argv)
+                status = program.main(argv)
             except SystemExit as exit:
                 status = int(exit.code or 0)
     return status, out.getvalue(), err.getvalue()
@@ -203,8 +215,23 @@ class Certificates(unittest.TestCase):
 
 
 class Local(InFolder):
+    """Made by the package cryptography."""
+
+    program, prelude = certs, ""
+
+    def local(self, *argv: str) -> tuple[int, str, str]:
+        return run("local", *argv, program=self.program)
+
+    def alone(self, code: str) -> subprocess.CompletedProcess[str]:
+        """The same in a process of its own."""
+        code = f"import sys; {self.prelude}import certs; {code}"
+        environment = {**os.environ, "PYTHONPATH": str(HERE)}
+        return subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+        )
+
     def test_made_kept_and_made_again(self):
-        status, out, err = run("local")
+        status, out, err = self.local()
         self.assertEqual((status, err), (0, ""))
         names = "localhost, 127.0.0.1, ::1, whook.whook.svc"
         self.assertRegex(out, f"^local-certs: certificates made for {names}, valid .*none\n$")
@@ -212,43 +239,43 @@ class Local(InFolder):
             self.assertEqual((self.folder / "local-certs" / name).stat().st_mode & 0o777, 0o600)
         first = certs.read_files("local-certs")
         self.assertIsNone(certs.flaw(first, certs.LOCAL_NAMES, certs.now()))
-        self.assertRegex(run("local")[1], "^local-certs: certificates kept, valid ")
+        self.assertRegex(self.local()[1], "^local-certs: certificates kept, valid ")
         self.assertEqual(certs.read_files("local-certs"), first)
-        out = run("local", "--host", "laptop.lan", "--host", "2001:DB8::1")[1]
+        out = self.local("--host", "laptop.lan", "--host", "2001:DB8::1")[1]
         self.assertIn("the certificate does not name laptop.lan, 2001:db8::1", out)
-        self.assertIn("kept", run("local", "--host", "laptop.lan")[1])
-        self.assertIn("the key is ecdsa-p256, not rsa-2048", run("local", "--key-type=rsa-2048")[1])
+        self.assertIn("kept", self.local("--host", "laptop.lan")[1])
+        self.assertIn("the key is ecdsa-p256, not rsa-2048", self.local("--key-type=rsa-2048")[1])
 
     def test_the_ca_before_stays_trusted_until_it_expires_or_others_could_have_put_it_there(self):
-        run("local", "--validity=30m")
+        self.local("--validity=30m")
         (first,) = certs.certificates_in(Path("local-certs/ca.pem").read_bytes())
-        run("local", "--host=laptop.lan")
+        self.local("--host=laptop.lan")
         before, second = certs.certificates_in(Path("local-certs/ca.pem").read_bytes())
         self.assertEqual(before, first)
-        later = certs.now() + datetime.timedelta(hours=1)
-        with mock.patch.object(certs, "now", return_value=later):
-            run("local", "--host=other.lan")
-        anchors = certs.certificates_in(Path("local-certs/ca.pem").read_bytes())
-        self.assertEqual((len(anchors), anchors[0]), (2, second))
+        file = Path("local-certs/ca.pem")
+        file.write_bytes(pki.Authority("over", -2 * DAY, -DAY).pem + file.read_bytes())
+        self.local("--host=other.lan")
+        anchors = certs.certificates_in(file.read_bytes())
+        self.assertEqual((len(anchors), anchors[:2]), (3, [first, second]))
         os.chmod("local-certs/ca.pem", 0o666)
-        run("local", "--host=laptop.lan")
+        self.local("--host=laptop.lan")
         (only,) = certs.certificates_in(Path("local-certs/ca.pem").read_bytes())
         self.assertNotIn(only, anchors)
 
     def test_a_damaged_or_missing_file_is_mended(self):
         for name in certs.FILES:
-            run("local")
+            self.local()
             Path("local-certs", name).write_bytes(b"damaged")
-            self.assertIn("certificates made", run("local")[1])
+            self.assertIn("certificates made", self.local()[1])
             Path("local-certs", name).unlink()
-            self.assertIn("certificates made", run("local")[1])
+            self.assertIn("certificates made", self.local()[1])
         self.assertEqual(len(list(Path("local-certs").iterdir())), 3)
 
     def test_a_folder_that_cannot_be_written(self):
         Path("file").touch()
         for folder, reason in ("file", "File exists"), ("file/below", "Not a directory"):
             self.assertEqual(
-                run("local", "--cert-dir", folder),
+                self.local("--cert-dir", folder),
                 (
                     1,
                     "",
@@ -259,14 +286,14 @@ class Local(InFolder):
 
     def test_a_folder_of_its_own(self):
         """The files of a cluster are not overwritten, nor does certs.py overwrite these."""
-        run("local")
+        self.local()
         self.assertEqual(os.listdir(), ["local-certs"])
         folder = certs.arguments_of([]).cert_dir
         self.assertEqual(folder, "webhook-certs")
 
     def test_a_folder_that_belongs_to_somebody_else(self):
         """Whoever owns it could put a pair of theirs there, which would be kept."""
-        run("local")
+        self.local()
         before = certs.read_files("local-certs")
         other = os.geteuid() + 12345
         if os.geteuid() == 0:
@@ -275,7 +302,7 @@ class Local(InFolder):
             self.enterContext(mock.patch.object(os, "geteuid", return_value=other))
         for more in (), ("--host", "more.lan"):
             self.assertEqual(
-                run("local", *more),
+                self.local(*more),
                 (
                     1,
                     "",
@@ -290,7 +317,7 @@ class Local(InFolder):
             os.mkdir("shared")
             os.chmod("shared", mode)
             self.assertEqual(
-                run("local", "--cert-dir", "shared"),
+                self.local("--cert-dir", "shared"),
                 (
                     1,
                     "",
@@ -301,7 +328,7 @@ class Local(InFolder):
             os.rmdir("shared")
 
     def test_files_that_others_could_get_at(self):
-        run("local")
+        self.local()
         for name, mode, made in (
             ("server-key.pem", 0o640, True),
             ("server-key.pem", 0o604, True),
@@ -311,34 +338,206 @@ class Local(InFolder):
         ):
             with self.subTest(name, mode=oct(mode)):
                 os.chmod(f"local-certs/{name}", mode)
-                out = run("local")[1]
+                out = self.local()[1]
                 self.assertIn("certificates made" if made else "certificates kept", out)
                 why = f": others could get at local-certs/{name} "
                 why += f"(owner {os.geteuid()}, mode {mode:04o})\n"
                 self.assertEqual(out.endswith(why), made, out)
-                self.assertIn("kept", run("local")[1])
+                self.assertIn("kept", self.local()[1])
 
     def test_a_full_disk_leaves_the_old_files_whole(self):
-        run("local")
+        self.local()
         before = certs.read_files("local-certs")
-        limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300));"
-        code = f"{limit} import sys, certs; sys.exit(certs.main(['local', '--host', 'more.lan']))"
-        done = subprocess.run(
-            [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(HERE)},
-            capture_output=True, text=True,
-        )  # fmt: skip
+        limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))"
+        done = self.alone(f"{limit}; sys.exit(certs.main(['local', '--host', 'more.lan']))")
         self.assertEqual(done.returncode, 1, done.stderr)
         self.assertRegex(done.stderr, "^whook: error: .*File too large\nwhook: hint: .*\n$")
         self.assertEqual(certs.read_files("local-certs"), before)
         self.assertEqual(len(list(Path("local-certs").iterdir())), 3)
 
     def test_no_cluster_client_is_loaded(self):
-        code = "import sys, certs; certs.main(['local']); print('kubernetes' in sys.modules)"
-        done = subprocess.run(
-            [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(HERE)},
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
+        done = self.alone("certs.main(['local']); print('kubernetes' in sys.modules)")
         self.assertEqual(done.stdout.splitlines()[-1], "False")
+
+    def test_what_stands_in_them(self):
+        """Whoever made them: the same extensions, for strict clients too."""
+        for key_type in certs.KEY_TYPES:
+            with self.subTest(key_type):
+                self.local(f"--key-type={key_type}", "--validity=36h", "--host=a.lan", "--host=::2")
+                pair = certs.read_files("local-certs")
+                names = (*certs.LOCAL_NAMES, "a.lan", "::2")
+                self.assertIsNone(certs.flaw(pair, names, certs.now()))
+                self.assertIsNone(certs.replacement_reason(pair, names, key_type))
+                self.assertEqual(certs.names_of(pair.leaf), {*names})
+                life = pair.leaf.not_valid_after_utc - pair.leaf.not_valid_before_utc
+                self.assertAlmostEqual(life, 1.5 * DAY + certs.BACKDATE, delta=DAY / 1440)
+                wanted = self.extensions(key_type, names)
+                ca = certs.certificates_in(pair.bundle)[0]
+                self.assertEqual([*map(self.shape, (ca, pair.leaf))], wanted)
+                self.assertRegex(ca.subject.rfc4514_string(), "^CN=whook CA [0-9a-f]{16}$")
+                self.assertEqual(pair.leaf.subject.rfc4514_string(), "CN=whook")
+                client = ssl.create_default_context(cadata=pair.bundle.decode())
+                client.verify_flags |= ssl.VERIFY_X509_STRICT
+                with mock.patch.object(certs, "client_context", return_value=client):
+                    certs.prove(pair, "a.lan", pair.bundle)
+
+    def extensions(self, key_type, names):
+        """Of what certs.sign() makes, which a cluster's webhooks are served with."""
+        authority = certs.new_authority(certs.now() + DAY)
+        key = certs.new_key(key_type.replace("3072", "2048")).public_key()  # as it takes less time
+        leaf = certs.sign(key, names, certs.now() + DAY, authority)
+        return [*map(self.shape, (authority[0], leaf))]
+
+    def shape(self, certificate):
+        """Its extensions, without what names a key: that must be there, and differs each time. A
+        self-signed CA need not name its issuer's key, and OpenSSL leaves it out."""
+        found = {e.oid._name: (e.critical, e.value) for e in certificate.extensions}
+        for name in "subjectKeyIdentifier", "authorityKeyIdentifier":
+            if name in found:
+                found[name] = found[name][0]
+        if certificate.subject == certificate.issuer:
+            found.pop("authorityKeyIdentifier", None)
+        return {name: str(value) for name, value in found.items()}
+
+    def test_why_they_are_made_again(self):
+        """The standard library judges as the package does, whichever made them."""
+        root, other = pki.Authority("root"), pki.Authority("other")
+        good, swapped = root.issue(certs.LOCAL_NAMES), root.issue(certs.LOCAL_NAMES)
+        old = root.issue(certs.LOCAL_NAMES, -20 * DAY, 9 * DAY)
+        brief = pki.Authority("brief", -DAY, DAY / 4)
+        life = "less than a third of its life is left: the certificate is valid only "
+        encrypted = serialization.BestAvailableEncryption(b"secret")
+        locked = serialization.load_pem_private_key(good.key_pem, None).private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encrypted
+        )
+        unreadable = "a certificate or the key cannot be read"
+        distrusted = "the certificate does not verify: "
+        for issued, ca, expected in [
+            (good, root.pem, None),
+            (pki.Pair(good.cert_pem, swapped.key_pem), root.pem,
+             "the certificate does not belong to the key"),
+            (pki.Pair(good.cert_pem, locked), root.pem, unreadable),
+            (pki.Pair(b"x", good.key_pem), root.pem, unreadable),
+            (pki.Pair(good.cert_pem, b"\xff"), root.pem, unreadable),
+            (good, b"", f"{distrusted}unable to get local issuer certificate"),
+            (good, b"\xff", unreadable),
+            (good, b"junk", unreadable),
+            (good, other.pem, distrusted),
+            (root.issue(certs.LOCAL_NAMES, -3 * DAY, -DAY), root.pem,
+             f"{distrusted}certificate has expired"),
+            (root.issue(certs.LOCAL_NAMES, client=True), root.pem,
+             f"{distrusted}unsuitable certificate purpose"),
+            (old, root.pem, life + certs.span(old.certificate)),
+            (brief.issue(certs.LOCAL_NAMES), brief.pem, life),
+            (root.issue(["localhost"]), root.pem,
+             "the certificate does not name 127.0.0.1, ::1, whook.whook.svc"),
+        ]:  # fmt: skip
+            with self.subTest(expected):
+                pair = pair_of(issued, ca)
+                actual = self.program.local_flaw(pair, certs.LOCAL_NAMES, "ecdsa-p256")
+                if expected and expected.endswith(" "):
+                    self.assertTrue(actual.startswith(expected), actual)
+                else:
+                    self.assertEqual(actual, expected)
+        actual = self.program.local_flaw(pair_of(good, root.pem), [], "rsa-3072")
+        self.assertEqual(actual, "the key is ecdsa-p256, not rsa-3072")
+
+    def test_no_key_is_left_in_a_temporary_folder(self):
+        with tempfile.TemporaryDirectory() as folder:
+            with mock.patch.object(tempfile, "tempdir", folder):
+                self.local()
+            self.assertEqual(os.listdir(folder), [])
+
+    def test_addresses_with_a_scope_are_refused(self):
+        message = 'argument --host: "fe80::1%eth0" is no name: a-z, 0-9, - and . are allowed'
+        status, out, err = self.local("--host=fe80::1%eth0")
+        self.assertEqual((status, out, err.splitlines()[0]), (2, "", f"whook: error: {message}"))
+
+
+class LocalByOpenssl(Local):
+    """Made by the openssl command, on a Python without the package."""
+
+    prelude = "sys.modules['cryptography'] = None; "
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        if not shutil.which("openssl"):
+            raise unittest.SkipTest("there is no openssl command")
+        cls.program = without_cryptography()
+
+    def openssl(self, script: str) -> None:
+        """A command of this name that does that."""
+        Path("bin").mkdir(exist_ok=True)
+        Path("bin/openssl").write_text(f"#!/bin/sh\n{script}\n")
+        Path("bin/openssl").chmod(0o755)
+        path = f"{self.folder}/bin:{os.environ['PATH']}"
+        self.enterContext(mock.patch.dict(os.environ, PATH=path))
+
+    def test_the_command_makes_them(self):
+        self.assertFalse(self.program.CRYPTOGRAPHY)
+        real = shutil.which("openssl")
+        self.openssl(f'echo "$1" >> {self.folder}/used; exec {real} "$@"')
+        self.assertIn("certificates made", self.local()[1])
+        used = ["genpkey", "genpkey", "req", "ca", "req", "ca"]
+        self.assertEqual(Path("used").read_text().split(), used)
+        self.assertIn("certificates kept", self.local()[1])  # nothing is asked of it for that
+        self.assertEqual(Path("used").read_text().split(), used)
+
+    def test_no_key_is_ever_in_a_file_or_an_argument(self):
+        """What each command finds in its folder, and how it was called."""
+        real = shutil.which("openssl")
+        self.openssl(f'echo "$@" >> {self.folder}/seen; cat * >> {self.folder}/seen; '
+                     f'exec {real} "$@"')  # fmt: skip
+        self.local()
+        seen = Path("seen").read_text()
+        self.assertIn("BEGIN CERTIFICATE-----", seen)
+        self.assertNotIn("PRIVATE", seen)
+        key = Path("local-certs/server-key.pem").read_text().splitlines()[1]
+        self.assertNotIn(key, seen)
+
+    def test_what_the_command_says_when_it_fails(self):
+        hint = f"whook: hint: try the package instead: {certs.INSTALL}\n"
+        for script, message in [
+            ("echo one >&2; echo 'two \033[2J' >&2; exit 3",
+             r"openssl genpkey failed: two \x1b[2J"),
+            ("echo nonsense", "what was made is no use: a certificate or the key cannot be read"),
+        ]:  # fmt: skip
+            with self.subTest(message):
+                self.openssl(script)
+                self.assertEqual(self.local(), (1, "", f"whook: error: {message}\n{hint}"))
+                self.assertFalse(Path("local-certs").exists())
+        self.openssl("exit 3")
+        self.assertRegex(self.local()[2], "^whook: error: openssl genpkey failed: .* status 3")
+
+    def test_a_command_that_hangs(self):
+        self.openssl("exec sleep 60")
+        with mock.patch.object(self.program, "OPENSSL_LIMIT", 0.1):
+            status, out, err = self.local()
+        self.assertEqual((status, out), (1, ""))
+        self.assertRegex(err, "^whook: error: openssl genpkey failed: .* timed out after 0.1 sec")
+
+    def test_neither_command_nor_package(self):
+        with mock.patch.dict(os.environ, PATH=str(self.folder)):
+            self.assertEqual(
+                self.local(),
+                (
+                    1,
+                    "",
+                    "whook: error: no openssl command here, and no package cryptography for "
+                    f"{sys.executable}\nwhook: hint: install either: apt-get install openssl, or "
+                    f"{certs.INSTALL}\n",
+                ),
+            )
+
+    def test_a_package_that_is_too_old(self):
+        """As on Debian 12, whose cryptography is of 2022."""
+        old = "import cryptography.x509 as x509; x509.Certificate = object; "
+        with mock.patch.object(self, "prelude", old):
+            self.assertIn("certificates made", self.alone("certs.main(['local'])").stdout)
+            done = self.alone("sys.exit(certs.main(['check']))")
+        message = f"package cryptography is too old for {sys.executable}: 42 or later is needed"
+        expected = f"whook: error: {message}\nwhook: hint: {certs.INSTALL}\n"
+        self.assertEqual((done.returncode, done.stderr), (1, expected))
 
 
 # ---------------------------------------------------------------- pure parts
@@ -505,14 +704,14 @@ class CommandLine(InFolder):
             self.assertTrue((HERE / path).is_file(), path)
 
     def test_without_the_packages(self):
-        """As on a bare Python: help is there, the rest says what to install."""
+        """As on a bare Python: help is there, `local` works, the rest says what to install."""
         bare = [sys.executable, "-S", "-E", str(HERE / "certs.py")]
         done = subprocess.run([*bare, "--help"], capture_output=True, text=True)
         self.assertEqual((done.returncode, done.stdout, done.stderr), (0, certs.USAGE, ""))
         pip = "python3 -m venv .venv && .venv/bin/pip install -r requirements.txt"
         hint = f"whook: hint: {pip}; then run it with .venv/bin/python\n"
         missing = f"is not installed for {sys.executable}\n{hint}"
-        for command in "ensure", "check", "local", "ca-bundle":
+        for command in "ensure", "check", "ca-bundle":
             done = subprocess.run([*bare, command], capture_output=True, text=True, input="")
             error = f"whook: error: package cryptography {missing}"
             self.assertEqual((done.returncode, done.stdout, done.stderr), (1, "", error))
