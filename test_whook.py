@@ -22,8 +22,8 @@ from unittest import mock
 
 import whook
 from review import apply
-from testing import pki
-from testing.server import (
+from tests import pki
+from tests.server import (
     POD,
     REVIEWS,
     ROOT,

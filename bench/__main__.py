@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import load, plots, report, servers
-from testing import pki
+from tests import pki
 
 BUILD = servers.HERE / ".build"
 SIZES = (1_000, 5_700, 20_000, 70_000, 300_000, 1_000_000, 3_000_000)

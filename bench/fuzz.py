@@ -136,7 +136,7 @@ class Whole(whook.Process):
 
 def large(data: bytes) -> bytes:
     """A review of up to 8 MB: what was found in `data`, many times over."""
-    review = json.loads((ROOT / "testing/reviews/create-pod.json").read_bytes())
+    review = json.loads((ROOT / "tests/reviews/create-pod.json").read_bytes())
     piece = data[:4096].decode("latin-1")
     count = min(2000, 8_000_000 // (6 * len(piece) + 20))
     review["request"]["object"]["data"] = {f"{number}{piece}": piece for number in range(count)}
@@ -169,7 +169,7 @@ def main() -> None:
             head(data)
 
     with tempfile.TemporaryDirectory() as folder:
-        for file in (ROOT / "testing/reviews").glob("*.json"):
+        for file in (ROOT / "tests/reviews").glob("*.json"):
             shutil.copy(file, folder)
         request = b"POST /mutate?timeout=5s HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n"
         Path(folder, "head").write_bytes(request)

@@ -14,7 +14,7 @@ from typing import Any
 
 from bench.servers import HERE, ROOT, Running
 
-REVIEWS = ROOT / "testing" / "reviews"
+REVIEWS = ROOT / "tests" / "reviews"
 LABEL, TEAM = "example.com/team", "shop"
 
 

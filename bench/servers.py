@@ -224,7 +224,7 @@ def python_build() -> dict[str, object]:
     flags = (
         f"{sysconfig.get_config_var('CONFIG_ARGS')} {sysconfig.get_config_var('PY_CORE_CFLAGS')}"
     )
-    body = (ROOT / "testing" / "reviews" / "create-pod.json").read_bytes()
+    body = (ROOT / "tests" / "reviews" / "create-pod.json").read_bytes()
     loads = min(timeit.repeat(lambda: json.loads(body), number=1000, repeat=9)) * 1000
     return {
         "version": sys.version.split()[0],

@@ -28,7 +28,7 @@ from statistics import median
 from typing import Any
 
 from bench import load, servers
-from testing import pki
+from tests import pki
 
 CLIENTS = 4  # processes, each with one connection
 FRESH_EVERY = 500  # reviews on a connection before it is a new one

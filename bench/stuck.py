@@ -14,7 +14,7 @@ import socket
 import statistics
 import time
 
-from testing.server import POD, Whook, request_bytes
+from tests.server import POD, Whook, request_bytes
 
 STUCK, HONEST, ROUNDS, SECONDS = 150, 2, 5, 2.0
 LABEL = "def mutate(obj, request): obj['metadata'].setdefault('labels', {})['team'] = 'shop'"

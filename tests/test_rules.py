@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import review
 import whook
-from testing.server import REVIEWS, ROOT
+from tests.server import REVIEWS, ROOT
 from workbench import rules, webhooks
 from workbench.rules import Ask
 

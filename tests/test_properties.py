@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import whook
 from test_whook import PatchChecks, exact
-from testing.server import REVIEWS
+from tests.server import REVIEWS
 
 # No key "-": the jsonpatch library takes it for the end of a list.
 JSON = st.recursive(

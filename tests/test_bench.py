@@ -12,7 +12,7 @@ from typing import Any
 
 from bench import report
 
-ROOT = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parent.parent
 PAGE, RESULTS = ROOT / "docs/performance.md", ROOT / "bench" / "results.json"
 
 

@@ -28,7 +28,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from cryptography import x509
 
-from testing import pki
+from tests import pki
 
 APPLY = "application/apply-patch+yaml"
 COLLECTIONS = (

@@ -17,9 +17,9 @@ from typing import Any
 import yaml
 
 import whook
-from testing import controlplane
+from tests import controlplane
 
-TOP = Path(__file__).parent
+TOP = Path(__file__).resolve().parent.parent
 MANIFESTS = TOP / "manifests"
 FILES = sorted(f for f in MANIFESTS.rglob("*.yaml") if "kustomize" not in f.parts)
 LABEL = "app.kubernetes.io/name"

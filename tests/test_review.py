@@ -21,7 +21,7 @@ from xml.etree import ElementTree
 
 import review
 import whook
-from testing.server import POD, REVIEWS, ROOT
+from tests.server import POD, REVIEWS, ROOT
 from workbench import documents, reports
 
 LABEL = 'def mutate(o, r): o["metadata"].setdefault("labels", {})["team"] = "shop"'

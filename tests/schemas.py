@@ -1,6 +1,6 @@
-"""The schemas in testing/schemas/: an API server's own, with only what the tests need of them.
+"""The schemas in tests/schemas/: an API server's own, with only what the tests need of them.
 
-    kubectl get --raw /openapi/v3/api/v1 | python -m testing.schemas Pod,Service REGEX > core.json
+    kubectl get --raw /openapi/v3/api/v1 | python -m tests.schemas Pod,Service REGEX > core.json
 
 The definitions whose names the regular expression finds are left out: they are judged as anything.
 """

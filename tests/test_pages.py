@@ -25,8 +25,8 @@ import objects
 import review
 import whook
 
-ROOT = Path(__file__).resolve().parent
-REVIEWS = {path.stem: path.read_bytes() for path in (ROOT / "testing/reviews").glob("*.json")}
+ROOT = Path(__file__).resolve().parent.parent
+REVIEWS = {path.stem: path.read_bytes() for path in (ROOT / "tests/reviews").glob("*.json")}
 POD = REVIEWS["create-pod"]
 SVG = "{http://www.w3.org/2000/svg}"
 SERVICE = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"}}
@@ -146,7 +146,7 @@ class FirstRun(unittest.TestCase):
         made, log, patch, line = blocks(self.text, "")
         self.assertTrue(install.startswith("sudo apt-get install "))
         with tempfile.TemporaryDirectory() as folder:
-            for name in "certs.py", "whook.py", "objects.py", "policies", "testing":
+            for name in "certs.py", "whook.py", "objects.py", "policies", "tests":
                 Path(folder, name).symlink_to(ROOT / name)
             local, serve = start.replace("python3", sys.executable).splitlines()
             shell = {"shell": True, "cwd": folder, "text": True}

@@ -1,6 +1,6 @@
 """certs.py, section by section; then whole runs, against a stand-in API server and a real one.
 
-The same cases run on both: `Cases` stands once before testing.apiserver.Memory and, where the
+The same cases run on both: `Cases` stands once before tests.apiserver.Memory and, where the
 binaries are found, once before a real control plane (`RealCluster` says what is missing elsewhere).
 """
 
@@ -36,10 +36,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 import certs
-from testing import controlplane, pki
-from testing.apiserver import Endpoint, Front, Memory, Refusal, Relay
+from tests import controlplane, pki
+from tests.apiserver import Endpoint, Front, Memory, Refusal, Relay
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent.parent
 ROLES = HERE / "manifests" / "renewal"
 NAME = "whook.whook.svc"
 DAY = datetime.timedelta(days=1)

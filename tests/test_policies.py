@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 
 import whook
 from objects import add, containers_of, edit, kind_of, matches, pod_of, read, terminating
-from testing import controlplane
-from testing.server import Whook, wait_for
+from tests import controlplane
+from tests.server import Whook, wait_for
 from workbench import cases
 from workbench.cover import Cover
 
-ROOT = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = [str(ROOT / "policies"), str(ROOT / "policies/library")]
 POLICIES = whook.load_policies(whook.read_sources(FOLDERS)).policies
 CASES = list(cases.read([str(ROOT / "policies")]))
@@ -33,7 +33,7 @@ BY_NAME = {policy.name: policy for policy in POLICIES}
 MUTATING = [policy for policy in POLICIES if policy.mutate]
 VALIDATING = [policy for policy in POLICIES if policy.validate]
 REVIEWS = {
-    path.stem: json.loads(path.read_text()) for path in (ROOT / "testing/reviews").glob("*.json")
+    path.stem: json.loads(path.read_text()) for path in (ROOT / "tests/reviews").glob("*.json")
 }
 
 

@@ -17,10 +17,10 @@ import threading
 import time
 from pathlib import Path
 
-from testing import pki
+from tests import pki
 
 ROOT = Path(__file__).resolve().parent.parent
-REVIEWS = {path.stem: path.read_bytes() for path in (ROOT / "testing/reviews").glob("*.json")}
+REVIEWS = {path.stem: path.read_bytes() for path in (ROOT / "tests/reviews").glob("*.json")}
 POD = REVIEWS["create-pod"]
 JSON = {"Content-Type": "application/json"}
 

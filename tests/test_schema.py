@@ -18,7 +18,7 @@ import review
 import whook
 from workbench import documents, schema
 
-SCHEMAS = Path(__file__).parent / "testing/schemas"
+SCHEMAS = Path(__file__).parent / "schemas"
 
 CONTAINER = {
     "name": "web",

@@ -32,13 +32,13 @@ from typing import Any
 
 import yaml
 
-from test_schema import OBJECTS, SCHEMAS, changes
-from testing import controlplane, pki
-from testing.server import wait_for
+from tests import controlplane, pki
+from tests.server import wait_for
+from tests.test_schema import OBJECTS, SCHEMAS, changes
 from whook import parse_review
 from workbench import rules, schema, webhooks
 
-TOP = Path(__file__).parent
+TOP = Path(__file__).resolve().parent.parent
 MANIFESTS = TOP / "manifests"
 ADDRESSES = ("192.0.2.10", "192.0.2.11")  # the first is the one in manifests/debug/
 WITHIN = 30.0
@@ -1514,7 +1514,7 @@ class AnswersTest(unittest.TestCase):
 
 class Schema(unittest.TestCase):
     """workbench/schema.py finds something just where an API server refuses to create the object,
-    with the API server's own schemas of the day and with those in testing/schemas/."""
+    with the API server's own schemas of the day and with those in tests/schemas/."""
 
     PATHS = {  # noqa: RUF012
         "v1": "/api/v1",

@@ -13,11 +13,11 @@ import yaml
 
 import review
 import whook
-from test_pages import in_code, tables
-from testing import controlplane
-from testing.server import wait_for
+from tests import controlplane
+from tests.server import wait_for
+from tests.test_pages import in_code, tables
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "docs/compare.md").read_text()
 ROWS = {in_code(row[0])[0]: row for row in tables(TEXT)[1] if in_code(row[0])}
 MADE_BY_THE_SERVER = ("uid", "creationTimestamp", "managedFields", "namespace")

@@ -18,7 +18,7 @@ import review
 import whook
 from workbench import lints
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).resolve().parent.parent
 POLICIES = [str(ROOT / "policies"), str(ROOT / "policies/library")]
 
 
@@ -316,7 +316,7 @@ class Validate(Case):
 
     def test_a_sub_resource(self) -> None:
         """What is asked about it says nothing of the object's end."""
-        name = "testing/reviews/update-pod-ephemeralcontainers.json"
+        name = "tests/reviews/update-pod-ephemeralcontainers.json"
         reviewed = json.loads((ROOT / name).read_text())
         self.assertEqual(self.keeps(reviewed, "def validate(o, r): r.deny('no')"), "")
 
@@ -518,7 +518,7 @@ class All(Case):
     def test_nothing_to_look_at(self) -> None:
         """DELETE has no object, CONNECT another, and a policy that fails says so by itself."""
         for name in ("delete-secret", "connect-pod-exec", "create-pod-binding"):
-            reviewed = json.loads((ROOT / f"testing/reviews/{name}.json").read_text())
+            reviewed = json.loads((ROOT / f"tests/reviews/{name}.json").read_text())
             with self.subTest(name):
                 self.assertEqual(self.one(reviewed, a="def validate(o, r): pass"), "")
         self.assertEqual(self.find(pod(), a="def validate(o, r): 1/0"), [])
@@ -548,7 +548,7 @@ class All(Case):
     def test_the_shipped_policies(self) -> None:
         """On each real review, one by one and together."""
         policies = whook.load_policies(whook.read_sources(POLICIES), 10).policies
-        for path in (ROOT / "testing/reviews").glob("*.json"):
+        for path in (ROOT / "tests/reviews").glob("*.json"):
             reviewed = json.loads(path.read_text())
             with mock.patch.object(lints, "_spent", return_value=0), self.subTest(path.stem):
                 for some in (policies, *((policy,) for policy in policies)):

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import review
 import whook
-from testing.server import POD, REVIEWS
+from tests.server import POD, REVIEWS
 from workbench import cases, documents
 from workbench.cover import Cover, missed
 from workbench.rewrite import as_yaml, set_key

@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from testing import pki
+from tests import pki
 
 NEEDED = ("etcd", "kube-apiserver", "kube-controller-manager", "kubectl")
 ADDRESS = "192.0.2.10"  # documentation's own network: an endpoint's address may not be loopback

@@ -32,9 +32,9 @@ import certs
 import debug
 import review
 import whook
-from testing import controlplane, pki
-from testing.apiserver import Endpoint, Front, Memory, Refusal, Relay
-from testing.server import JSON, POD, REVIEWS, ROOT, wait_for
+from tests import controlplane, pki
+from tests.apiserver import Endpoint, Front, Memory, Refusal, Relay
+from tests.server import JSON, POD, REVIEWS, ROOT, wait_for
 
 TEAM = """
 def mutate(obj, request):

@@ -1,1 +1,0 @@
-"""What the tests share: real AdmissionReviews, certificates, processes, API servers."""
