@@ -721,6 +721,13 @@ class Evaluate(unittest.TestCase):
         self.assertTrue(response.allowed)
         self.assertEqual(response.patch, [])
 
+    def test_a_body_is_parsed_once_whatever_the_number_of_policies(self):
+        sources = {f"p{n}": "def validate(o, r): o['spec']\nmutate = validate" for n in range(9)}
+        for verb in ("mutate", "validate", "warn"):
+            with self.subTest(verb), mock.patch.object(whook, "_decode", wraps=whook._decode) as it:
+                self.run_policies(verb=verb, **sources)
+                self.assertEqual(it.call_count, 1)
+
     def test_delete_has_no_object(self):
         response = self.run_policies(REVIEWS["delete-secret"], a="def mutate(o, r): 1/0")
         self.assertEqual((response.allowed, response.patch), (True, []))

@@ -951,10 +951,12 @@ def evaluate(request: Request, policies: Iterable[Policy], verb: Verb = "mutate"
     long; Refusal (504) if the deadline is over.
     """
     request.response = response = Response()
-    run = {"mutate": _mutate, "validate": _validate, "warn": _warn}[verb]
     try:
         with budget(min(BUDGET, request.deadline - time.monotonic())):
-            run(request, response, policies)
+            if verb == "mutate":
+                _mutate(request, response, policies)
+            else:
+                _validate(request, response, policies, verb)
     except Denied:
         response.patch, response.changed_by = [], {}
     return response
@@ -1045,20 +1047,19 @@ def _frozen_or_none(fields: dict[str, Any], key: str) -> Frozen | None:
         return None  # what can't be frozen is no JSON: diff() says where
 
 
-def _validate(request: Request, response: Response, policies: Iterable[Policy]) -> None:
+def _validate(
+    request: Request, response: Response, policies: Iterable[Policy], verb: Verb
+) -> None:
     asked = [policy for policy in policies if policy.validate]
     obj = request.own_object()
     frozen = freeze_field(obj) if len(asked) > 1 else b""
     for policy in asked:
         obj = thaw_field(frozen) if frozen else obj  # a copy for each
-        _run(policy, policy.validate, obj, request, response)  # type: ignore[arg-type]
-
-
-def _warn(request: Request, response: Response, policies: Iterable[Policy]) -> None:
-    for policy in policies:
         try:
-            _validate(request, response, (policy,))
+            _run(policy, policy.validate, obj, request, response)  # type: ignore[arg-type]
         except Denied:
+            if verb != "warn":
+                raise
             response.allowed, response.would_deny[policy.name] = True, response.message
             request.warn(response.message)
     if response.would_deny:
