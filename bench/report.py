@@ -62,15 +62,15 @@ def render(results: Results) -> str:
 def heading(results: Results) -> str:
     machine, settings = results["machine"], results["settings"]
     python = machine["python"]
-    build = "a PGO build" if python["pgo_stated"] else "its flags do not say if of a PGO build"
+    build = ", built with PGO" if python["pgo_stated"] else ""
     reviews = sum(r["failed"] for t in results["rounds"] for p in t.values()
                   for r in p["reviews"].values())  # fmt: skip
     return (
-        f"{machine['cpu']}, {machine['cores']} cores, shared with the load; Python "
-        f"{python['version']} ({build}; one `json.loads` of the 5 KB review "
-        f"{python['loads_us']:.0f} µs). Medians of {settings['rounds']} rounds of "
-        f"{settings['seconds']} s each, in turns, 8 keep-alive TLS connections; a label is added. "
-        f"{reviews:.0f} reviews failed."
+        f"The machine: {machine['cpu']}, {machine['cores']} cores, which the load shares. Python "
+        f"{python['version']}{build}: one `json.loads` of the 5 KB review takes "
+        f"{python['loads_us']:.0f} µs. The servers took turns, {settings['rounds']} rounds of "
+        f"{settings['seconds']} s for each figure, which is the median. 8 TLS connections were "
+        f"kept alive, and a label was added. {reviews:.0f} reviews failed."
     )
 
 
