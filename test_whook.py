@@ -3,6 +3,7 @@
 import ast
 import concurrent.futures
 import contextlib
+import itertools
 import json
 import math
 import random
@@ -1317,6 +1318,25 @@ class Bounds(unittest.TestCase):
                     for _ in range(1000):  # until both sides' buffers are full
                         client.sendall(request_bytes())
             self.assertEqual(server.post()[0], 200)
+
+    def test_who_sends_without_end_leaves_others_their_turn(self):
+        """A byte at a time, each at once: the selector would never be asked again."""
+        taken = itertools.count()
+
+        class Client:
+            def recv(self, size):
+                if next(taken) > 1000:
+                    raise AssertionError("it never lets go")
+                return b"x"
+
+        loop = whook.Loop()
+        listener = whook.listen("127.0.0.1", 0, "--port")
+        server = whook.Server(listener, lambda *_: None, loop)
+        self.addCleanup(server.server_close)
+        connection = whook.Connection(server, Client(), "peer", False)
+        connection.go_on()
+        self.assertEqual(next(taken), whook.READS)
+        self.assertEqual([*loop.jobs], [connection.go_on])
 
     def test_a_thousand_silent_clients(self):
         with Whook("--max-connections=300") as server:

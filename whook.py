@@ -90,6 +90,7 @@ RING = 0.05  # between two attempts to stop a policy
 STUCK_AFTER = 15.0  # a call into C that can't be stopped ends the process
 SLICE = 0.01  # of work, until the loop looks at its sockets again: health must be quick
 ACCEPTS = 32  # connections taken at a time
+READS = 16  # records, which may hold a byte each, taken from one connection at a time
 TICK = 0.5  # how often the loop looks after time-outs, files and its end
 SETTLE_TIME = 5.0  # while draining without connections, late ones are waited for
 GRACE_PERIOD = 95.0  # longer than those 90 s: no connection is cut that may still be used
@@ -1047,9 +1048,7 @@ def _frozen_or_none(fields: dict[str, Any], key: str) -> Frozen | None:
         return None  # what can't be frozen is no JSON: diff() says where
 
 
-def _validate(
-    request: Request, response: Response, policies: Iterable[Policy], verb: Verb
-) -> None:
+def _validate(request: Request, response: Response, policies: Iterable[Policy], verb: Verb) -> None:
     asked = [policy for policy in policies if policy.validate]
     obj = request.own_object()
     frozen = freeze_field(obj) if len(asked) > 1 else b""
@@ -1228,12 +1227,17 @@ class Connection:
             self.enter("fresh")
         while not self.closing:
             try:
-                while not self.whole():
+                for reads in itertools.count(1):
+                    if self.whole():
+                        break
                     data = yield from self.io(self.socket.recv, RECORD)
                     if not data:
                         return
                     self.received += data
                     self.loop.held += len(data)
+                    if reads % READS == 0:  # not by the selector: TLS may hold what it can't see
+                        self.queue()
+                        yield 0
                 self.enter("waiting")
                 self.queue()
                 yield self.events
