@@ -95,10 +95,12 @@ class Desk:
         self.folder = Path(tempfile.mkdtemp(prefix="desk-test-"))
         self.policies = self.folder / "policies"
         self.policies.mkdir()
-        for name, source in (policies or {"team": TEAM}).items():
+        policies = {"team": TEAM} if policies is None else policies
+        for name, source in policies.items():
             self.write_policy(name, source)
         self.record, self.cases = self.folder / "reviews", self.folder / "cases"
-        options = ["--policy", str(self.policies), "--page-port", "0", "--cases", str(self.cases)]
+        options = ["--page-port", "0", "--cases", str(self.cases)]
+        options += ["--policy", str(self.policies)] if policies else []
         if command == "serve":
             options += ["--port", "0", "--record", str(self.record)]
             options += ["--cert-dir", str(self.folder / "certs")]
@@ -388,15 +390,37 @@ class YamlTest(unittest.TestCase):
             "a: 2026-11-22T13:52:00Z": {"a": "2026-11-22T13:52:00Z"},
             '{"a": [1, true, null]}': {"a": [1, True, None]},
             "a: |\n  one\n  two\n": {"a": "one\ntwo\n"},
+            "a: !!python/name:os.system x": {"a": "x"},
+            "a: 12:30\nb: 0644": {"a": "12:30", "b": 420},
         }
         for text, expected in cases.items():
             with self.subTest(text):
                 self.assertEqual(debug.parse_object(text), expected)
 
     def test_refused(self):
-        for text in ("a: [", "- a", "a", "", "a: 1\n---\nb: 2", "a: !!python/name:os.system x"):
+        for text in ("a: [", "- a", "a", "", "a: 1\n---\nb: 2", "a: 1\na: 2"):
             with self.subTest(text), self.assertRaises(ValueError):
                 debug.parse_object(text)
+
+    def test_a_list(self):
+        """Items of a PodList have no kind of their own."""
+        pod = {"metadata": {"name": "web"}, "spec": {}}
+        text = json.dumps({"apiVersion": "v1", "kind": "PodList", "items": [pod]})
+        (body,) = debug.reviews_of({"pods.json": text.encode()})
+        request = json.loads(body)["request"]
+        self.assertEqual((request["kind"]["kind"], request["name"]), ("Pod", "web"))
+        self.assertEqual(request["object"], {"apiVersion": "v1", "kind": "Pod", **pod})
+
+    def test_no_object(self):
+        for content, error in (
+            (b"a: [", "f.yaml, line 2: not YAML: "),
+            (b"a: 1", "f.yaml: "),
+            (b"\xff", "f.yaml: "),
+            (b"# nothing\n", "no object in f.yaml"),
+        ):
+            with self.subTest(content), self.assertRaises(whook.SetupError) as caught:
+                debug.reviews_of({"f.yaml": content})
+            self.assertTrue(caught.exception.message.startswith(error), caught.exception.message)
 
 
 # ---------------------------------------------------------------------------- record, replay
@@ -864,7 +888,7 @@ class BrowserTest(unittest.TestCase):
             del shown["metadata"]["managedFields"]
             self.assertEqual(given, shown, "YAML that comes back as it was")
             editor.send_keys("\nbroken: [", Keys.CONTROL, Keys.ENTER)
-            self.wait_for_text("#problem", "is not YAML: line")
+            self.wait_for_text("#problem", "the edited object, line ", ": not YAML: ")
             fixed = text.replace(":latest", ":1.36")
             self.browser.execute_script("arguments[0].value = arguments[1]", editor, fixed)
             self.click("Replay with this")
@@ -989,7 +1013,7 @@ class BrowserTest(unittest.TestCase):
                 desk.write_policy("team", TEAM.replace('"shop"', '"desk"'))
                 self.wait_for_text("#list", "differs")
                 manifest.write_text("not: [")
-                self.wait_for_text("#banner", "is not YAML: line", "the last good version is in")
+                self.wait_for_text("#banner", "pod.yaml, line 2: not YAML: ", "good version is in")
 
 
 # ---------------------------------------------------------------------------- command line
