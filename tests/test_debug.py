@@ -6,20 +6,24 @@ import ast
 import base64
 import contextlib
 import copy
+import hashlib
 import http.client
 import io
 import json
+import os
 import re
 import shutil
 import signal
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 import unittest
+import zlib
 from pathlib import Path
 from unittest import mock
 
@@ -797,6 +801,24 @@ return [...document.querySelectorAll("body *")].filter(node => !node.closest(".d
 ).map(node => `${node.tagName}.${node.className} ${node.innerText}`.slice(0, 60));
 """
 
+SHOWN = """
+const own = node => [...node.childNodes].filter(n => n.nodeType === 3).map(n => n.data.trim());
+const seen = [...document.querySelectorAll("body *")].filter(n => n.getClientRects().length);
+const words = n => [n.tagName, n.className, n.value || n.placeholder, ...own(n)].join(" ");
+return [document.querySelector("style").textContent, ...seen.map(words)].join("\\n");
+"""  # the style and each visible element: what decides how the page looks, but for the fonts
+
+VARYING = r"\b(\d\d\D\d\d\D\d\d|[\d.]+ (\u00b5s|ms|s)|[0-9a-f]{12})\b"  # times, a digest
+ANEW = "WHOOK_PICTURES=1 python -m unittest tests.test_debug.BrowserTest.test_pictures"
+
+
+def with_comment(png: bytes, text: str) -> bytes:
+    """The PNG with a tEXt chunk before its last one, IEND, which is 12 bytes long."""
+    chunk = b"tEXtComment\0" + text.encode()
+    framed = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return png[:-12] + framed + png[-12:]
+
+
 HAVE_BROWSER = bool(shutil.which("chromium") and shutil.which("chromedriver"))
 
 
@@ -1342,6 +1364,58 @@ class BrowserTest(unittest.TestCase):
             self.wait_for_text("#list", "shop2/three")
             webdriver.ActionChains(self.browser).release().perform()
             self.wait_for_text("#right h2", "shop2/one")
+
+    def test_pictures(self):
+        """docs/ shows the page as it is. Each picture holds a digest of what it shows, so the two
+        can't come apart; pixels are not compared, as fonts differ from machine to machine."""
+        growing = "example.com/revision"
+        growing = f"""def mutate(obj, request):
+    if request.kind.kind not in ("Deployment", "StatefulSet"):
+        return
+    annotations = obj["metadata"].setdefault("annotations", {{}})
+    annotations["{growing}"] = str(int(annotations.get("{growing}", 0)) + 1)
+    request.warn("annotation {growing} is set by whook")
+"""
+        team = TEAM.replace('"team"', '"example.com/team"')
+        names = "namespace secret service job cronjob daemonset pod-generatename statefulset"
+        names = [f"create-{name}" for name in names.split()]
+        names += ["update-pod", "delete-service", "create-deployment"]
+        self.addCleanup(self.window)
+
+        def picture(name: str, scheme: str) -> None:
+            self.window(1280, 800, scheme)
+            shown = re.sub(VARYING, "", self.browser.execute_script(SHOWN))
+            digest = hashlib.sha256(shown.encode()).hexdigest()
+            file = ROOT / "docs" / f"{name}.png"
+            if os.environ.get("WHOOK_PICTURES"):
+                file.write_bytes(with_comment(self.browser.get_screenshot_as_png(), digest))
+            anew = f"the page is not what {file.name} shows; {ANEW} makes it anew: then look at it"
+            with self.subTest(name):
+                self.assertTrue(digest.encode() in file.read_bytes(), anew)
+
+        with Desk(policies={"pinned": PINNED, "revision": growing, "team-label": team}) as desk:
+            for name in names:
+                desk.post(REVIEWS[name])
+            desk.post(POD, "/validate?timeout=10s")
+            desk.recordings(len(names) + 1)
+            self.open(desk)
+            self.wait_for_text("#right .badge", "denied")
+            self.window(1280, 800)
+            self.press("j")
+            self.wait_for_text(".remarks", 'policy "revision" is not idempotent')
+            picture("desk-light", "light")
+            desk.write_policy("team-label", team.replace('"shop"', '"payments"'))
+            wait_for(lambda: "payments" in self.replayed(), "the new policy's answer")
+            self.wait_for_text(".sides > div:last-child .plus", "payments")
+            picture("desk-dark", "dark")
+            self.one("#hold").send_keys("pod", Keys.ENTER)
+            self.wait_for_text("#hold-box.held-input", "hold")
+            with self.posted(desk, POD):
+                self.wait_for_text("#list", "held")
+                self.keys(Keys.HOME)
+                self.wait_for_text(".diff .plus", "payments")
+                picture("desk-hold", "light")
+                self.press("a")
 
     def test_names(self):
         """All that takes the focus has a name that a screen reader reads."""
