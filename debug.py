@@ -876,7 +876,8 @@ def dns_name(options: argparse.Namespace) -> str:
 def make_certificate(options: argparse.Namespace) -> certs.Pair:
     """The desk's own, made when there is none that is good; its CA's key is thrown away."""
     with contextlib.redirect_stdout(sys.stderr):
-        certs.main(["local", "--cert-dir", options.cert_dir, "--host", dns_name(options)])
+        flags = ["--cert-dir", options.cert_dir, "--host", dns_name(options)]
+        certs.local(certs.arguments_of(["local", *flags]))
     return pair_of(options)
 
 

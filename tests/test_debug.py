@@ -1551,6 +1551,14 @@ class CommandLineTest(unittest.TestCase):
                         rows = [f"{row['path'][1:]} {row['name'][-1]}" for row in desk.rows()]
                         self.assertEqual(", ".join(rows), expected)
 
+    def test_no_place_for_a_certificate(self):
+        """It is said once, with the hint that helps."""
+        with tempfile.NamedTemporaryFile() as file:
+            status, out, said = call_desk("--cert-dir", file.name, "--page-port", "0")
+        error = f"whook: error: cannot write to {file.name}: File exists\n"
+        hint = "whook: hint: name a folder that can be written with --cert-dir\n"
+        self.assertEqual((status, out, said), (1, "", error + hint))
+
     def test_wrong_usage(self):
         cases = {
             ("up",): "the following arguments are required: --address",
