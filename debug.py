@@ -38,7 +38,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 if sys.version_info < (3, 11):  # noqa: UP036 - nothing above or below is newer syntax than 3.8
     sys.exit(f"whook: error: Python 3.11 or later is needed, this is {sys.version.split()[0]}")
@@ -49,7 +49,7 @@ with contextlib.suppress(ModuleNotFoundError):  # main() says so; --help needs n
 import certs
 import review
 import whook
-from workbench import cases
+from workbench import cases, documents
 from workbench.redaction import NoRedaction, Redaction
 
 Json = dict[str, Any]
@@ -855,33 +855,13 @@ def content_policy(html: str) -> str:
 
 
 def parse_object(text: str) -> Json:
-    documents = read_yaml(str(text), "the edited object")
-    if len(documents) != 1:
-        raise ValueError("the edited text must be one object")
-    return documents[0]
-
-
-def read_yaml(text: str, source: str) -> list[Json]:
-    """The objects in a YAML (or JSON) text, dates left as the texts they are in JSON."""
-    base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-    class Loader(base):  # type: ignore[misc]
-        yaml_implicit_resolvers: ClassVar[Json] = {
-            start: [pair for pair in pairs if pair[0] != "tag:yaml.org,2002:timestamp"]
-            for start, pairs in base.yaml_implicit_resolvers.items()
-        }
-
     try:
-        documents = [d for d in yaml.load_all(text, Loader) if d is not None]
-        json.dumps(documents)
-    except yaml.MarkedYAMLError as error:  # its own text would quote the line, and so reach the log
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise ValueError(f"{source} is not YAML: line {line}: {error.problem}") from None
-    except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{source} is nothing that JSON can hold: {error}") from None
-    if not all(type(document) is dict for document in documents):
-        raise ValueError(f"{source} holds something that is no object")
-    return documents
+        found = list(documents.parse(str(text), "the edited object"))
+    except whook.SetupError as error:
+        raise ValueError(error.message) from None
+    if len(found) != 1:
+        raise ValueError("the edited text must be one object")
+    return found[0].value
 
 
 # ---------------------------------------------------------------------------- serve, try, replay
@@ -896,7 +876,8 @@ def dns_name(options: argparse.Namespace) -> str:
 def make_certificate(options: argparse.Namespace) -> certs.Pair:
     """The desk's own, made when there is none that is good; its CA's key is thrown away."""
     with contextlib.redirect_stdout(sys.stderr):
-        certs.main(["local", "--cert-dir", options.cert_dir, "--host", dns_name(options)])
+        flags = ["--cert-dir", options.cert_dir, "--host", dns_name(options)]
+        certs.local(certs.arguments_of(["local", *flags]))
     return pair_of(options)
 
 
@@ -1013,14 +994,12 @@ def reviews_of(files: Mapping[str, bytes]) -> list[bytes]:
     reviews = []
     for path, content in files.items():
         try:
-            documents = read_yaml(content.decode(), path)
-            objects = [o for d in documents for o in d.get("items", [d])]
-            found = [review.as_review(obj) for obj in objects]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise whook.SetupError(
-                f"{path} holds no Kubernetes object: {error}", "apiVersion and kind must be there"
-            ) from None
-        reviews += [json.dumps(one).encode() for one in found]
+            for document in documents.parse(content.decode(), path):
+                reviews.append(json.dumps(review.as_review(document.value)).encode())
+        except ValueError as error:
+            raise whook.SetupError(f"{path}: {error}", documents.HINT) from None
+    if not reviews:
+        raise whook.SetupError(f"no object in {', '.join(files)}", documents.HINT)
     return reviews
 
 

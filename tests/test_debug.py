@@ -6,20 +6,24 @@ import ast
 import base64
 import contextlib
 import copy
+import hashlib
 import http.client
 import io
 import json
+import os
 import re
 import shutil
 import signal
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 import unittest
+import zlib
 from pathlib import Path
 from unittest import mock
 
@@ -95,10 +99,12 @@ class Desk:
         self.folder = Path(tempfile.mkdtemp(prefix="desk-test-"))
         self.policies = self.folder / "policies"
         self.policies.mkdir()
-        for name, source in (policies or {"team": TEAM}).items():
+        policies = {"team": TEAM} if policies is None else policies
+        for name, source in policies.items():
             self.write_policy(name, source)
         self.record, self.cases = self.folder / "reviews", self.folder / "cases"
-        options = ["--policy", str(self.policies), "--page-port", "0", "--cases", str(self.cases)]
+        options = ["--page-port", "0", "--cases", str(self.cases)]
+        options += ["--policy", str(self.policies)] if policies else []
         if command == "serve":
             options += ["--port", "0", "--record", str(self.record)]
             options += ["--cert-dir", str(self.folder / "certs")]
@@ -388,15 +394,37 @@ class YamlTest(unittest.TestCase):
             "a: 2026-11-22T13:52:00Z": {"a": "2026-11-22T13:52:00Z"},
             '{"a": [1, true, null]}': {"a": [1, True, None]},
             "a: |\n  one\n  two\n": {"a": "one\ntwo\n"},
+            "a: !!python/name:os.system x": {"a": "x"},
+            "a: 12:30\nb: 0644": {"a": "12:30", "b": 420},
         }
         for text, expected in cases.items():
             with self.subTest(text):
                 self.assertEqual(debug.parse_object(text), expected)
 
     def test_refused(self):
-        for text in ("a: [", "- a", "a", "", "a: 1\n---\nb: 2", "a: !!python/name:os.system x"):
+        for text in ("a: [", "- a", "a", "", "a: 1\n---\nb: 2", "a: 1\na: 2"):
             with self.subTest(text), self.assertRaises(ValueError):
                 debug.parse_object(text)
+
+    def test_a_list(self):
+        """Items of a PodList have no kind of their own."""
+        pod = {"metadata": {"name": "web"}, "spec": {}}
+        text = json.dumps({"apiVersion": "v1", "kind": "PodList", "items": [pod]})
+        (body,) = debug.reviews_of({"pods.json": text.encode()})
+        request = json.loads(body)["request"]
+        self.assertEqual((request["kind"]["kind"], request["name"]), ("Pod", "web"))
+        self.assertEqual(request["object"], {"apiVersion": "v1", "kind": "Pod", **pod})
+
+    def test_no_object(self):
+        for content, error in (
+            (b"a: 1\n\tb: 2\n", "f.yaml, line 2: not YAML: found a tab"),
+            (b"a: 1", "f.yaml: "),
+            (b"\xff", "f.yaml: "),
+            (b"# nothing\n", "no object in f.yaml"),
+        ):
+            with self.subTest(content), self.assertRaises(whook.SetupError) as caught:
+                debug.reviews_of({"f.yaml": content})
+            self.assertTrue(caught.exception.message.startswith(error), caught.exception.message)
 
 
 # ---------------------------------------------------------------------------- record, replay
@@ -736,6 +764,61 @@ def chromium() -> webdriver.Chrome:
     return webdriver.Chrome(options=options, service=service)
 
 
+PAINT = """
+const paint = node => {  // [colour, all that shines through], as rgba
+  const numbers = text => text.match(/[\\d.]+/g).map(Number);
+  const over = ([r, g, b, a = 1], under) => [r, g, b].map((c, i) => c * a + under[i] * (1 - a));
+  let ground = [255, 255, 255];
+  const line = [];
+  for (let at = node; at; at = at.parentElement) line.unshift(getComputedStyle(at));
+  for (const style of line) ground = over(numbers(style.backgroundColor), ground);
+  const opacity = line.reduce((all, style) => all * style.opacity, 1);
+  return {ground, over: color => {
+    const [r, g, b, a = 1] = numbers(color);
+    return over([r, g, b, a * opacity], ground);
+  }};
+};
+const light = rgb => {
+  const [r, g, b] = rgb.map(c => c / 255).map(
+    c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+};
+const contrast = (a, b) => (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+const found = [];
+for (const node of document.querySelectorAll("body, body *")) {
+  const own = [...node.childNodes].some(n => n.nodeType === 3 && n.data.trim());
+  if (!(own || node.placeholder || node.value) || !node.getClientRects().length) continue;
+  const {ground, over} = paint(node), part = node.placeholder && !node.value ? "::placeholder" : "";
+  const ratio = contrast(light(over(getComputedStyle(node, part).color)), light(ground));
+  found.push([ratio, `${node.tagName}.${node.className}${part} ${node.innerText}`.slice(0, 60)]);
+}
+return found.sort((a, b) => a[0] - b[0]);
+"""  # of each visible text its contrast with what is behind it, as WCAG 2 reckons it
+
+TOO_WIDE = """
+return [...document.querySelectorAll("body *")].filter(node => !node.closest(".diff") &&
+  node.getBoundingClientRect().right > document.documentElement.clientWidth + 1
+).map(node => `${node.tagName}.${node.className} ${node.innerText}`.slice(0, 60));
+"""
+
+SHOWN = """
+const own = node => [...node.childNodes].filter(n => n.nodeType === 3).map(n => n.data.trim());
+const seen = [...document.querySelectorAll("body *")].filter(n => n.getClientRects().length);
+const words = n => [n.tagName, n.className, n.value || n.placeholder, ...own(n)].join(" ");
+return [document.querySelector("style").textContent, ...seen.map(words)].join("\\n");
+"""  # the style and each visible element: what decides how the page looks, but for the fonts
+
+VARYING = r"\b(\d\d\D\d\d\D\d\d|[\d.]+ (\u00b5s|ms|s)|[0-9a-f]{12})\b"  # times, a digest
+ANEW = "WHOOK_PICTURES=1 python -m unittest tests.test_debug.BrowserTest.test_pictures"
+
+
+def with_comment(png: bytes, text: str) -> bytes:
+    """The PNG with a tEXt chunk before its last one, IEND, which is 12 bytes long."""
+    chunk = b"tEXtComment\0" + text.encode()
+    framed = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return png[:-12] + framed + png[-12:]
+
+
 HAVE_BROWSER = bool(shutil.which("chromium") and shutil.which("chromedriver"))
 
 
@@ -795,6 +878,37 @@ class BrowserTest(unittest.TestCase):
         self.press("/")
         self.one("#filter").send_keys(Keys.CONTROL, "a")
         self.one("#filter").send_keys(Keys.BACKSPACE, words, Keys.ESCAPE)
+
+    def window(self, width=1440, height=900, scheme="light") -> None:
+        """A window of this size (smaller than a browser makes one, too), light or dark."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        self.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+
+    def keys(self, *keys: str) -> None:
+        """To whatever has the focus."""
+        webdriver.ActionChains(self.browser).send_keys(*keys).perform()
+
+    def focus(self) -> str:
+        """The id, or the text, or the name, of what has the focus."""
+        script = "const at = document.activeElement; return at.id || at.ariaLabel || at.innerText"
+        return self.browser.execute_script(script)
+
+    @contextlib.contextmanager
+    def posted(self, desk: Desk, *bodies: bytes):
+        """Requests that are on their way meanwhile; yields the list of their answers."""
+        answers: list[dict] = []
+        path = "/mutate?timeout=30s"
+        threads = [
+            threading.Thread(target=lambda body=body: answers.append(desk.post(body, path)[1]))
+            for body in bodies
+        ]
+        for thread in threads:
+            thread.start()
+        yield answers
+        for thread in threads:
+            thread.join(40)
 
     def assert_quiet(self) -> None:
         """Nothing was refused by the content policy, and no script failed."""
@@ -864,7 +978,7 @@ class BrowserTest(unittest.TestCase):
             del shown["metadata"]["managedFields"]
             self.assertEqual(given, shown, "YAML that comes back as it was")
             editor.send_keys("\nbroken: [", Keys.CONTROL, Keys.ENTER)
-            self.wait_for_text("#problem", "is not YAML: line")
+            self.wait_for_text("#problem", "the edited object, line ", ": not YAML: ")
             fixed = text.replace(":latest", ":1.36")
             self.browser.execute_script("arguments[0].value = arguments[1]", editor, fixed)
             self.click("Replay with this")
@@ -989,7 +1103,356 @@ class BrowserTest(unittest.TestCase):
                 desk.write_policy("team", TEAM.replace('"shop"', '"desk"'))
                 self.wait_for_text("#list", "differs")
                 manifest.write_text("not: [")
-                self.wait_for_text("#banner", "is not YAML: line", "the last good version is in")
+                self.wait_for_text("#banner", "pod.yaml, line ", "not YAML: ", "last good version")
+
+    def test_try_stays(self):
+        """A manifest that is saved comes anew, and the page stays with the review of the same."""
+        with tempfile.TemporaryDirectory() as folder:
+            manifest = Path(folder, "pods.json")
+
+            def write(tag: str) -> None:
+                pods = []
+                for name in "ab":
+                    spec = {"containers": [{"name": "web", "image": f"{name}:latest"}]}
+                    metadata = {"name": name, "labels": {"tag": tag}}
+                    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+                    pods.append(json.dumps(pod))
+                manifest.write_text("\n".join(pods))
+
+            write("one")
+            policies = {"team": TEAM, "pinned": PINNED}
+            with Desk(policies=policies, command="try", files=[str(manifest)]) as desk:
+                self.open(desk)
+                self.wait_for_text("#foot", "4 reviews")
+                self.one("#row-2").click()
+                self.wait_for_text(".diff", "tag: one", "team: shop")
+                write("two")
+                self.wait_for_text(".diff", "tag: two", "team: shop")
+                self.assertEqual(self.text("#right h2"), "CREATE Pod default/a")
+
+    def test_opens_on_what_tells_most(self):
+        """On the newest review that was not just let through; and it goes on to the next such."""
+        with Desk(policies={"pinned": PINNED}) as desk:
+            desk.post(POD, "/validate?timeout=10s")
+            desk.post(REVIEWS["delete-service"], "/validate?timeout=10s")
+            self.open(desk)
+            self.wait_for_text("#right h2", "CREATE Pod shop2/tricky")
+            desk.post(REVIEWS["create-deployment"])
+            self.wait_for_text("#foot", "3 reviews")
+            self.assertEqual(self.text("#right h2"), "CREATE Pod shop2/tricky")
+            desk.post(named("other"), "/validate?timeout=10s")
+            self.wait_for_text("#right h2", "CREATE Pod shop2/other")
+            self.filter("deployment")
+            self.wait_for_text("#right h2", "CREATE Deployment shop/web")
+
+    def test_asks_once_for_what_it_shows(self):
+        with Desk() as desk:
+            desk.post()
+            desk.recordings(1)
+            self.open(desk)
+            self.wait_for_text(".diff .plus", "team: shop")
+            script = "return performance.getEntriesByType('resource').map(e => e.name)"
+            asked = [name for name in self.browser.execute_script(script) if "/reviews/" in name]
+            self.assertEqual(len(asked), 1, asked)
+
+    def test_nothing_to_show(self):
+        """What the page says without a policy, a review, a match, and without the desk."""
+        with Desk(policies={}) as desk:
+            self.open(desk)
+            self.wait_for_text("#right", "Waiting for the first review")
+            self.wait_for_text("#list", "No reviews yet.")
+            no_policy = "There is no policy, so all is allowed as it is: start the desk with "
+            self.wait_for_text("#banner", no_policy + "--policy FOLDER.")
+            self.assertIn("0 policies", self.text("#state"))
+            desk.post()
+            self.wait_for_text("#right", "No change: the object stays as it was sent.")
+            self.filter("nowhere")
+            self.wait_for_text("#list", "Nothing matches the filter.")
+            self.wait_for_text("#foot", "0 of 1 review")
+        self.wait_for_text("#state", "the desk is not running")
+        gone = "The desk is not running: start it again, and open the link that it prints."
+        self.assertEqual(self.text("#banner"), gone)
+        self.press("r")
+        self.wait_for_text("#toast", "The desk does not answer.")
+        with Desk("--page-port", str(desk.page_port)):
+            anew = "The desk was started anew: open the link that the terminal shows."
+            self.wait_for_text("#banner", anew)
+            self.assertIn("shop2/tricky", self.text("#right h2"), "what it showed stays")
+
+    def test_windows(self):
+        """Nothing is wider than the window, however long names are, and however narrow it is."""
+
+        def long(obj):
+            obj["metadata"]["name"] = "n" * 253
+            obj["metadata"]["labels"] = {"example.com/" + "k" * 63: "v" * 63}
+
+        user = {"username": "system:serviceaccount:" + "u" * 120, "groups": ["g" * 80] * 4}
+        fields = {"name": "n" * 253, "namespace": "s" * 63, "userInfo": user, "edit": long}
+        policies = {"team": TEAM, "p" * 100: GROWING, "pinned": PINNED}
+        self.addCleanup(self.window)
+        with Desk("--hold", "deployment", policies=policies) as desk:
+            self.open(desk)
+            self.window(360, 700)
+            self.assertLess(self.one("#list").size["height"], 100, "no room for no review")
+
+            def look(state: str) -> None:
+                for width in (360, 700, 1024, 2560):
+                    self.window(width, 800)
+                    with self.subTest(state, width=width):
+                        wide = self.browser.execute_script(TOO_WIDE)
+                        self.assertEqual(wide, [])
+
+            look("no review")
+            desk.post(changed(POD, **fields))
+            self.wait_for_text(".diff .plus", "team: shop")
+            look("a review")
+            self.press("s")
+            look("the dialog for a test case")
+            self.keys(Keys.ESCAPE, "?")
+            look("the keys")
+            self.keys(Keys.ESCAPE, "e")
+            wait_for(lambda: self.focus() == "editor", "the editor")
+            look("the editor")
+            self.keys(Keys.ESCAPE, "r")
+            self.wait_for_text("#right", "The policies of now give the same answer.")
+            look("a replay")
+            desk.post(changed(POD, **fields), "/validate?timeout=10s")
+            self.wait_for_text("#right .badge", "denied")
+            look("a denial")
+            with self.posted(desk, REVIEWS["create-deployment"]):
+                self.wait_for_text("#held", "The API server waits.")
+                look("a held review")
+                self.press("a")
+
+    def test_colours(self):
+        """Every text has a contrast of 4.5 at least, the least that WCAG 2 lets pass (AA)."""
+        self.addCleanup(self.window)
+        policies = {"team": TEAM, "growing": GROWING, "pinned": PINNED}
+
+        def look(state: str) -> None:
+            for scheme in ("light", "dark"):
+                self.window(1440, 900, scheme)
+                with self.subTest(state, scheme=scheme):
+                    found = self.browser.execute_script(PAINT)
+                    self.assertGreater(len(found), 5)
+                    self.assertGreaterEqual(found[0][0], 4.5, found[0][1])
+
+        with Desk("--hold", "deployment", policies=policies) as desk:
+            self.open(desk)
+            look("no review")
+            bodies = POD, REVIEWS["delete-service"], POD.replace(b'"kind":"AdmissionReview"', b"")
+            for body in bodies:
+                desk.post(body)
+            desk.post(POD, "/validate?timeout=10s")
+            self.wait_for_text("#list", "patched", "allowed", "failed", "denied")
+            self.wait_for_text("#right .kubectl", "is not pinned")
+            look("a denial")
+            self.filter("patched")
+            self.wait_for_text(".remarks", "not idempotent")
+            self.one("#list").click()
+            look("a patch")
+            desk.write_policy("team", TEAM.replace('"shop"', '"desk"'))
+            wait_for(lambda: 'team "desk"' in self.replayed(), "the new policy's answer")
+            self.wait_for_text(".diff .plus", "team: desk")
+            desk.write_policy("team", "def mutate(")
+            self.wait_for_text("#banner", "does not load")
+            look("a replay, and a policy that does not load")
+            self.press("?")
+            look("the keys")
+            self.keys(Keys.ESCAPE)
+            self.filter("")
+            with self.posted(desk, REVIEWS["create-deployment"]):
+                self.wait_for_text("#list", "held")
+                self.keys(Keys.HOME)
+                self.wait_for_text("#held", "The API server waits.")
+                look("a held review")
+                self.press("a")
+
+    def test_by_keyboard_alone(self):
+        with Desk(policies={"team": TEAM, "growing": GROWING}) as desk:
+            for body in POD, REVIEWS["create-deployment"], REVIEWS["create-service"]:
+                desk.post(body)
+            desk.recordings(3)
+            self.open(desk)
+            self.wait_for_text(".diff .plus", "team: shop")
+            outline = "return getComputedStyle(document.activeElement).outlineStyle"
+            order = []
+            while not order or order[-1][0] != "\u22ef":
+                self.keys(Keys.TAB)
+                order.append(self.focus())
+                self.assertEqual(self.browser.execute_script(outline), "solid", order)
+            top = ["filter", "hold", "auto", "replay-all", "help", "list"]
+            actions = ["Replay", "Edit and replay", "Save as test case"]
+            tabs = ["What the policies change", "Object", "Request", "Answer"]
+            fold = "\u22ef 2 unchanged lines"
+            self.assertEqual(order, [*top, *actions, *tabs, "YAML", fold])
+            self.keys(Keys.ENTER)
+            self.assertEqual(self.focus(), "kind: Service", "the first line that was folded")
+            self.keys("/", "shop", Keys.ENTER)
+            self.assertEqual(self.focus(), "list")
+            for key, name in (Keys.END, "tricky"), (Keys.ARROW_UP, "web"), (Keys.HOME, "shop2/web"):
+                self.keys(key)
+                self.wait_for_text("#right h2", name)
+            self.assertEqual(self.text(".row.chosen .title"), "CREATE Service shop2/web")
+
+    def test_the_focus_stays(self):
+        """What has the focus keeps it when the review is painted anew; what goes away leaves it
+        where it was."""
+        with Desk() as desk:
+            desk.post()
+            self.open(desk)
+            self.wait_for_text(".diff .plus", "team: shop")
+            self.browser.execute_script("document.querySelectorAll('.tabs button')[1].focus()")
+            self.keys(Keys.ENTER)
+            self.wait_for_text(".diff", "apiVersion: v1")
+            self.assertEqual(self.focus(), "Object")
+            self.browser.execute_script("document.querySelector('.actions .main').focus()")
+            desk.api("/api/replay", {"numbers": [1]})
+            self.wait_for_text("#right", "The policies of now give the same answer.")
+            self.assertEqual(self.focus(), "Replay")
+            self.press("e")
+            self.assertEqual(self.focus(), "editor")
+            place = "const at = document.activeElement; return [at.selectionStart, at.scrollTop]"
+            self.assertEqual(self.browser.execute_script(place), [0, 0], "where the object starts")
+            self.keys(Keys.ESCAPE)
+            self.assertEqual((self.all("#editor"), self.focus()), ([], "right"))
+            self.press("e")
+            self.keys("x", Keys.ESCAPE)
+            self.browser.switch_to.alert.dismiss()
+            self.assertEqual(self.one("#editor").get_attribute("value")[0], "x")
+            self.keys(Keys.ESCAPE)
+            self.browser.switch_to.alert.accept()
+            self.assertEqual(self.all("#editor"), [])
+            for key, dialog in ("s", "save"), ("?", "keys"):
+                self.press(key)
+                self.assertTrue(self.one(f"#{dialog}").is_displayed())
+                self.keys(Keys.ESCAPE)
+                self.assertFalse(self.one(f"#{dialog}").is_displayed())
+
+    def test_a_held_review_stays(self):
+        """While a person answers one review the page does not go on to the next: what was typed
+        must neither get lost nor deny another."""
+        with Desk("--hold", "pod") as desk:
+            self.open(desk)
+            with self.posted(desk, named("first")) as first:
+                self.wait_for_text("#right h2", "shop2/first")
+                self.press("d")
+                self.keys("not ")
+                with self.posted(desk, named("second")) as second:
+                    desk.wait_for_row(name="shop2/second", outcome="held")
+                    self.wait_for_text("#foot", "2 reviews")
+                    desk.api("/api/replay", {"numbers": [1]})
+                    version = desk.wait_for_row(name="shop2/first")["version"]
+                    script = "return details && details.version"
+                    wait_for(lambda: self.browser.execute_script(script) >= version, "the replay")
+                    self.keys("so", Keys.ENTER)
+                    self.wait_for_text("#right h2", "shop2/second")
+                    self.wait_for_text("#held", "The API server waits.")
+                    self.press("a")
+            self.assertEqual(first[0]["response"]["status"]["message"], "not so")
+            self.assertTrue(second[0]["response"]["allowed"])
+
+    def test_a_click_while_the_list_changes(self):
+        with Desk() as desk:
+            desk.post(named("one"))
+            desk.post(named("two"))
+            self.open(desk)
+            self.wait_for_text("#right h2", "shop2/two")
+            row = self.one("#row-1")
+            webdriver.ActionChains(self.browser).click_and_hold(row).perform()
+            desk.post(named("three"))
+            self.wait_for_text("#list", "shop2/three")
+            webdriver.ActionChains(self.browser).release().perform()
+            self.wait_for_text("#right h2", "shop2/one")
+
+    def test_pictures(self):
+        """docs/ shows the page as it is. Each picture holds a digest of what it shows, so the two
+        can't come apart; pixels are not compared, as fonts differ from machine to machine."""
+        growing = "example.com/revision"
+        growing = f"""def mutate(obj, request):
+    if request.kind.kind not in ("Deployment", "StatefulSet"):
+        return
+    annotations = obj["metadata"].setdefault("annotations", {{}})
+    annotations["{growing}"] = str(int(annotations.get("{growing}", 0)) + 1)
+    request.warn("annotation {growing} is set by whook")
+"""
+        team = TEAM.replace('"team"', '"example.com/team"')
+        names = "namespace secret service job cronjob daemonset pod-generatename statefulset"
+        names = [f"create-{name}" for name in names.split()]
+        names += ["update-pod", "delete-service", "create-deployment"]
+        self.addCleanup(self.window)
+
+        def picture(name: str, scheme: str) -> None:
+            self.window(1280, 800, scheme)
+            shown = re.sub(VARYING, "", self.browser.execute_script(SHOWN))
+            digest = hashlib.sha256(shown.encode()).hexdigest()
+            file = ROOT / "docs" / f"{name}.png"
+            if os.environ.get("WHOOK_PICTURES"):
+                file.write_bytes(with_comment(self.browser.get_screenshot_as_png(), digest))
+            anew = f"the page is not what {file.name} shows; {ANEW} makes it anew: then look at it"
+            with self.subTest(name):
+                self.assertTrue(digest.encode() in file.read_bytes(), anew)
+
+        with Desk(policies={"pinned": PINNED, "revision": growing, "team-label": team}) as desk:
+            for name in names:
+                desk.post(REVIEWS[name])
+            desk.post(POD, "/validate?timeout=10s")
+            desk.recordings(len(names) + 1)
+            self.open(desk)
+            self.wait_for_text("#right .badge", "denied")
+            self.window(1280, 800)
+            self.press("j")
+            self.wait_for_text(".remarks", 'policy "revision" is not idempotent')
+            picture("desk-light", "light")
+            desk.write_policy("team-label", team.replace('"shop"', '"payments"'))
+            wait_for(lambda: "payments" in self.replayed(), "the new policy's answer")
+            self.wait_for_text(".sides > div:last-child .plus", "payments")
+            picture("desk-dark", "dark")
+            self.one("#hold").send_keys("pod", Keys.ENTER)
+            self.wait_for_text("#hold-box.held-input", "hold")
+            with self.posted(desk, POD):
+                self.wait_for_text("#list", "held")
+                self.keys(Keys.HOME)
+                self.wait_for_text(".diff .plus", "payments")
+                picture("desk-hold", "light")
+                self.press("a")
+
+    def test_names(self):
+        """All that takes the focus has a name that a screen reader reads."""
+        with Desk("--hold", "pod") as desk:
+            self.open(desk)
+            found = {}
+
+            def read() -> None:
+                tree = self.browser.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+                for node in tree:
+                    takes = {one["name"] for one in node.get("properties", ())}
+                    role = node.get("role", {}).get("value", "")
+                    if "focusable" in takes or role in ("dialog", "option"):
+                        found.setdefault(role, set()).add(node["name"]["value"])
+
+            desk.post(REVIEWS["create-deployment"])
+            self.wait_for_text(".diff .plus", "team: shop")
+            self.press("s")
+            read()
+            self.keys(Keys.ESCAPE, "?")
+            read()
+            self.keys(Keys.ESCAPE, "e")
+            read()
+            self.keys(Keys.ESCAPE)
+            with self.posted(desk, POD):
+                self.wait_for_text("#held", "The API server waits.")
+                read()
+                self.press("a")
+        for role, names in found.items():
+            self.assertNotIn("", names, role)
+        self.assertEqual(found["dialog"], {"Save as test case", "Keyboard"})
+        self.assertEqual(found["region"], {"Review"})
+        fields = {"Filter reviews", "Hold reviews that match", "The object as YAML"}
+        self.assertEqual(found["textbox"], {*fields, "Name", "Denial message"})
+        deployment = "CREATE Deployment shop/web TIME /mutate \u00b7 admin \u00b7 1 change patched"
+        options = {re.sub(r"\d\d:\d\d:\d\d", "TIME", name) for name in found["option"]}
+        self.assertIn(deployment, options)
 
 
 # ---------------------------------------------------------------------------- command line
@@ -1087,6 +1550,14 @@ class CommandLineTest(unittest.TestCase):
                         wait_for(lambda e=expected: len(desk.rows()) > e.count(","), "the reviews")
                         rows = [f"{row['path'][1:]} {row['name'][-1]}" for row in desk.rows()]
                         self.assertEqual(", ".join(rows), expected)
+
+    def test_no_place_for_a_certificate(self):
+        """It is said once, with the hint that helps."""
+        with tempfile.NamedTemporaryFile() as file:
+            status, out, said = call_desk("--cert-dir", file.name, "--page-port", "0")
+        error = f"whook: error: cannot write to {file.name}: File exists\n"
+        hint = "whook: hint: name a folder that can be written with --cert-dir\n"
+        self.assertEqual((status, out, said), (1, "", error + hint))
 
     def test_wrong_usage(self):
         cases = {
