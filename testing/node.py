@@ -19,6 +19,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -33,7 +34,7 @@ KUBERNETES = ("kubelet", "kube-proxy", "kube-scheduler")
 PROGRAMS = ("containerd", "containerd-shim-runc-v2", "ctr", "runc", "buildah", "iptables")
 PLUGINS = ("bridge", "host-local", "loopback", "portmap")
 CGROUPS = Path("/sys/fs/cgroup")
-CGROUP = "whook-test"
+CGROUP = f"whook-test-{os.getpid()}"
 PODS = "10.244.0.0/16"
 SOCKET = "/run/containerd/containerd.sock"
 NAME = "one"
@@ -192,7 +193,7 @@ class Node:
             self.folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="node-")))
             stack.enter_context(cgroups())
             stack.callback(self.stop)
-            self.init = self.first_process()
+            self.init, self.first = self.first_process()
             self.start()
             self.stack = stack.pop_all()
         return self
@@ -200,18 +201,20 @@ class Node:
     def __exit__(self, *_) -> None:
         self.stack.close()
 
-    def first_process(self) -> subprocess.Popen:
+    def first_process(self) -> tuple[subprocess.Popen, int]:
+        """Started by the one, which ends after it; its number as this machine has it."""
         prefix = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
         command = [*prefix, "unshare", "--mount", "--pid", "--mount-proc", "--kill-child"]
         process = subprocess.Popen(
             [*command, sys.executable, "-c", INIT], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
         )
         process.stdout.readline()
-        return process
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+        return process, int(children)
 
     def stop(self) -> None:
-        self.init.kill()  # and so its child, the first process, and so all others
-        self.init.wait()
+        os.kill(self.first, signal.SIGKILL)  # and so all others
+        self.init.wait()  # until all of them are gone
         self.init.stdout.close()
 
     def run(self, *words: object) -> subprocess.Popen:
@@ -222,8 +225,7 @@ class Node:
             )
 
     def command(self, *words: object) -> list[str]:
-        (first,) = Path(f"/proc/{self.init.pid}/task/{self.init.pid}/children").read_text().split()
-        entered = ["nsenter", f"--target={first}", "--mount", "--pid"]
+        entered = ["nsenter", f"--target={self.first}", "--mount", "--pid"]
         return [*entered, find(str(words[0])) or str(words[0]), *map(str, words[1:])]
 
     def do(self, *words: object) -> str:
