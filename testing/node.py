@@ -32,7 +32,7 @@ from testing.server import ROOT, wait_for
 
 KUBERNETES = ("kubelet", "kube-proxy", "kube-scheduler")
 PROGRAMS = ("containerd", "containerd-shim-runc-v2", "ctr", "runc", "buildah", "iptables")
-PLUGINS = ("bridge", "host-local", "loopback", "portmap")
+PLUGINS = ("bridge", "host-local", "loopback")
 CGROUPS = Path("/sys/fs/cgroup")
 CGROUP = f"whook-test-{os.getpid()}"
 PODS = "10.244.0.0/16"
