@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from typing import Any
 import yaml
 
 import whook
+from sbom import sbom
 from tests import controlplane
 
 TOP = Path(__file__).resolve().parent.parent
@@ -917,10 +919,13 @@ class DockerfileTest(unittest.TestCase):
         self.assertEqual(list(self.stages)[-1], "whook", "what a build without --target makes")
 
     def test_packages_are_locked_by_hash(self) -> None:
-        (install,) = re.findall(r"(?m)^RUN .*pip install.*$", self.text)
-        self.assertIn("--require-hashes", install)
-        self.assertIn("-r /requirements.txt", install)
-        self.assertIn("--hash=sha256:", (TOP / "requirements.txt").read_text())
+        """Those of the image, and what makes the SBOM at build."""
+        files = ("requirements.txt", "sbom/requirements.txt")
+        installs = re.findall(r"(?m)^RUN .*pip install.*$", self.text)
+        for install, file in zip(installs, files, strict=True):
+            self.assertIn("--require-hashes", install)
+            self.assertIn(f"-r /{file}", install)
+            self.assertIn("--hash=sha256:", (TOP / file).read_text())
 
     def test_entry_points_are_processes_not_shells(self) -> None:
         for name in ("whook", "certs"):
@@ -929,7 +934,8 @@ class DockerfileTest(unittest.TestCase):
     def test_one_base_of_a_python_that_is_good_enough(self) -> None:
         """3.14.10 or later, and not yet 3.15: PyYAML has no wheel for it."""
         outside = {stage[0] for stage in self.stages.values()} - set(self.stages)
-        self.assertEqual(outside, {"${BASE}"})
+        self.assertEqual(outside, {"${BASE}", "scratch"})
+        self.assertEqual(self.stages["sbom"], ["scratch", "COPY --from=inventory /out/ /"])
         (base,) = re.findall(r"(?m)^ARG BASE=(.*)$", self.text)
         version = re.fullmatch(r"docker\.io/library/python:3\.14\.(\d+)-slim-[a-z]+", base)
         self.assertIsNotNone(version, base)
@@ -937,11 +943,43 @@ class DockerfileTest(unittest.TestCase):
 
     def test_byte_code_is_made_at_build_and_no_debugger_comes_in(self) -> None:
         run, environment = (line for line in self.stages["base"] if line.startswith(("RUN", "ENV")))
-        self.assertTrue(run.endswith(" && python -m compileall -q /usr/local/lib/python3*"), run)
+        compiled = "python -m compileall -q --invalidation-mode=unchecked-hash"
+        self.assertTrue(run.endswith(f" && {' ' * 4}{compiled} /usr/local/lib/python3*"), run)
+        (packages,) = (line for line in self.stages["packages"] if line.startswith("RUN"))
+        self.assertIn(compiled, packages)
         self.assertEqual(
             environment.split()[1:],
             ["PYTHONDONTWRITEBYTECODE=1", "PYTHONUNBUFFERED=1", "PYTHON_DISABLE_REMOTE_DEBUG=1"],
         )
+
+    def test_labels(self) -> None:
+        """As the Open Containers' image specification names them."""
+        (version,) = re.findall(r"(?m)^ARG VERSION=(.*)$", self.text)
+        self.assertEqual(version, whook.__version__)
+        for stage, title in (("whook", "whook"), ("certs", "whook-certs")):
+            (line,) = (line for line in self.stages[stage] if line.startswith("LABEL"))
+            labels = dict(re.findall(r'org\.opencontainers\.image\.([a-z.]+)="([^"]*)"', line))
+            self.assertTrue(labels.pop("description"))
+            expected = {"title": title, "version": "${VERSION}", "revision": "${REVISION}"}
+            self.assertEqual(labels, expected | {"base.name": "${BASE}"})
+            (arguments,) = re.findall(rf"(?m)^ARG (.*)\n+LABEL .*title=\"{title}\"", self.text)
+            self.assertEqual(arguments, 'BASE VERSION REVISION=""')
+
+    def test_the_kubelet_probes_and_nobody_else(self) -> None:
+        self.assertIn("HEALTHCHECK NONE", self.stages["base"])
+        self.assertEqual(self.text.count("HEALTHCHECK"), 1)
+
+    @unittest.skipUnless(Path("/etc/os-release").exists(), "as in an image")
+    def test_sbom_names_what_no_package_list_does(self) -> None:
+        """The server's: itself, Python and the system."""
+        made = sbom.whole({"bomFormat": "CycloneDX", "metadata": {}}, "whook", "1.0.0")
+        self.assertEqual(made["metadata"]["component"]["bom-ref"], "whook==1.0.0")
+        kinds = {item["type"]: item["version"] for item in made["components"]}
+        self.assertEqual([*kinds], ["platform", "operating-system"])
+        self.assertEqual(kinds["platform"], platform.python_version())
+        package = {"type": "library", "name": "x", "version": "1"}
+        made = sbom.whole({"metadata": {}, "components": [package]}, "whook-certs", "1.0.0")
+        self.assertEqual(made["components"][2:], [package])
 
     def test_the_build_context_is_what_is_copied(self) -> None:
         copied = set()

@@ -1,0 +1,370 @@
+"""whook in pods: the images, on a real kubelet and containerd, under a stream of creations.
+
+Both webhooks have failurePolicy Fail here, so whatever whook misses fails a creation. What is
+measured on the way is printed at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+import ssl
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import unittest
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tests import controlplane, node
+from tests.server import wait_for
+
+TOP = Path(__file__).resolve().parent.parent
+WITHIN = 180.0
+CLIENTS = 4
+PACE = 0.08  # seconds between a client's creations: about 50 a second in all
+PODS = "/api/v1/namespaces/whook/pods?labelSelector=app.kubernetes.io/name=whook"
+TEAM_LABEL, TEAM = "example.com/team", "shop"  # what manifests/40-configmap.yaml sets
+TICKS = os.sysconf("SC_CLK_TCK")
+
+plane: controlplane.ControlPlane
+one: node.Node
+figures: list[str] = []
+
+
+def setUpModule() -> None:
+    global plane, one
+    if reason := node.missing():
+        raise unittest.SkipTest(reason)
+    folder = Path(unittest.enterModuleContext(tempfile.TemporaryDirectory()))
+    images = node.Images(folder)
+    if reason := images.reason():
+        raise unittest.SkipTest(reason)
+    archives = [images.archive("localhost/pause:1")]
+    archives += [images.build(target, image) for target, image in images_of_the_manifests()]
+    unittest.enterModuleContext(controlplane.network_namespace())
+    plane = unittest.enterModuleContext(controlplane.ControlPlane(apiserver=node.APISERVER))
+    one = unittest.enterModuleContext(node.Node(plane))
+    for archive in archives:
+        one.load(archive)
+    deploy()
+
+
+def tearDownModule() -> None:
+    print("\non the node:", *figures, sep="\n  ", file=sys.stderr)
+
+
+def images_of_the_manifests() -> Iterator[tuple[str, str]]:
+    for target, file in (("whook", "50-deployment.yaml"), ("certs", "renewal/60-cronjob.yaml")):
+        (image,) = re.findall(r" image: (.*)", (TOP / "manifests" / file).read_text())
+        yield target, image
+
+
+def deploy() -> None:
+    """As the README says, then failurePolicy Fail. The key is not of the type that the renewal
+    asks for, so that its first run has something to do."""
+    kubectl("apply -f manifests/")
+    certs("--key-type=rsa-2048", "--cert-dir=")
+    kubectl("label namespace default whook=enabled")
+    kubectl("rollout status deployment/whook -n whook --timeout=300s")
+    patch = '[{"op": "replace", "path": "/webhooks/0/failurePolicy", "value": "Fail"}]'
+    for kind in ("mutating", "validating"):
+        kubectl(f"patch {kind}webhookconfiguration whook --type=json -p", patch)
+    wait_for(lambda: create("first") == "", "the API server to call the pods", WITHIN)
+
+
+# ---------------------------------------------------------------- what the tests do
+
+
+def kubectl(line: str, *more: str) -> str:
+    words = [word.replace("manifests/", f"{TOP}/manifests/") for word in line.split()]
+    return plane.kubectl(*words, *more).stdout
+
+
+def certs(*arguments: str) -> None:
+    environment = {**os.environ, "KUBECONFIG": str(plane.kubeconfig)}
+    command = [sys.executable, str(TOP / "certs.py"), *arguments]
+    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=WITHIN)
+
+
+def connect() -> http.client.HTTPSConnection:
+    """A connection of the administrator's."""
+    context = ssl.create_default_context(cadata=plane.authority.pem.decode())
+    context.load_cert_chain(plane.folder / "admin.crt", plane.folder / "admin.key")
+    return http.client.HTTPSConnection("127.0.0.1", plane.port, timeout=30, context=context)
+
+
+def ask(connection: http.client.HTTPSConnection, method: str, path: str, body: Any = None) -> Any:
+    headers = {"Content-Type": "application/json"}
+    connection.request(method, path, json.dumps(body) if body else None, headers)
+    return json.loads(connection.getresponse().read())
+
+
+def get(path: str) -> Any:
+    with contextlib.closing(connect()) as connection:
+        return ask(connection, "GET", path)
+
+
+def create(name: str, connection: http.client.HTTPSConnection | None = None) -> str:
+    """Create a pod that no scheduler takes. The error; "" if whook has seen it."""
+    container = {"name": "main", "image": "busybox:1.36.1"}
+    spec = {"schedulerName": "nobody", "containers": [container]}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
+    with contextlib.ExitStack() as stack:
+        connection = connection or stack.enter_context(contextlib.closing(connect()))
+        answer = ask(connection, "POST", "/api/v1/namespaces/default/pods", pod)
+    if answer["kind"] != "Pod":
+        return str(answer["message"])
+    team = answer["metadata"].get("labels", {}).get(TEAM_LABEL)
+    return "" if team else "not mutated"
+
+
+class Stream:
+    """Creations by several clients at once, until the end of the block."""
+
+    def __init__(self) -> None:
+        self.created, self.failed = 0, list[str]()
+        self.stop = threading.Event()
+        self.threads = [threading.Thread(target=self.run, args=(n,)) for n in range(CLIENTS)]
+
+    def __enter__(self) -> Stream:
+        self.start = time.monotonic()
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop.set()
+        for thread in self.threads:
+            thread.join()
+
+    def run(self, client: int) -> None:
+        with contextlib.closing(connect()) as connection:
+            number = 0
+            while not self.stop.wait(PACE):
+                number += 1
+                error = create(f"s-{id(self):x}-{client}-{number}", connection)
+                self.created += not error
+                if error:
+                    self.failed.append(f"{time.monotonic() - self.start:.1f} s: {error}")
+
+
+Pod = dict[str, Any]
+
+
+def pods() -> list[Pod]:
+    """whook's pods that are not about to go."""
+    return [item for item in get(PODS)["items"] if "deletionTimestamp" not in item["metadata"]]
+
+
+def now(pod: Pod | str) -> Pod:
+    """The pod as it is now."""
+    name = pod if isinstance(pod, str) else pod["metadata"]["name"]
+    return get(f"/api/v1/namespaces/whook/pods/{name}")
+
+
+def restarted(pod: Pod) -> bool:
+    """Whether its container is another than then, and ready."""
+    then, current = (p["status"]["containerStatuses"][0] for p in (pod, now(pod)))
+    return current["restartCount"] > then["restartCount"] and is_ready(now(pod))
+
+
+def is_ready(pod: Pod) -> bool:
+    conditions = pod["status"].get("conditions", [])
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+
+
+def steady(count: int = 2) -> list[Pod] | None:
+    """whook's pods, if they are so many, all ready, and no other is left."""
+    items = get(PODS)["items"]
+    return items if len(items) == count and len([*filter(is_ready, pods())]) == count else None
+
+
+def process_of(pod: Pod) -> int | None:
+    """The process 1 of its container, as this machine numbers it."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            ours = pod["metadata"]["uid"] in (folder / "cgroup").read_text()
+            if ours and b"whook.py" in (folder / "cmdline").read_bytes():
+                return int(folder.name)
+    return None
+
+
+def fields_of(process: int) -> dict[str, str]:
+    text = Path(f"/proc/{process}/status").read_text()
+    return {key: value.strip() for key, value in re.findall(r"(\w+):(.*)", text)}
+
+
+def working_set(process: int) -> int:
+    """The memory of its container, as `kubectl top` tells it."""
+    lines = Path(f"/proc/{process}/cgroup").read_text().splitlines()
+    paths = dict(line.split(":", 2)[1:] for line in lines)
+    if "memory" in paths:
+        folder, usage, cache = f"memory{paths['memory']}", "usage_in_bytes", "total_inactive_file"
+    else:
+        folder, usage, cache = paths[""].lstrip("/"), "current", "inactive_file"
+    statistics = dict(
+        re.findall(r"(\w+) (\d+)", (node.CGROUPS / folder / "memory.stat").read_text())
+    )
+    return int((node.CGROUPS / folder / f"memory.{usage}").read_text()) - int(statistics[cache])
+
+
+def seconds_since_start(process: int) -> float:
+    started = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(started) / TICKS
+
+
+def metrics(pod: Pod) -> str:
+    connection = http.client.HTTPConnection(pod["status"]["podIP"], 8080, timeout=10)
+    with contextlib.closing(connection):
+        connection.request("GET", "/metrics")
+        return connection.getresponse().read().decode()
+
+
+def reviews(pod: Pod) -> int:
+    return sum(map(int, re.findall(r"(?m)^whook_reviews_total\{.*\} (\d+)", metrics(pod))))
+
+
+def served(pod: Pod) -> str:
+    """The certificate that it shows."""
+    return ssl.get_server_certificate((pod["status"]["podIP"], 8443))
+
+
+def measured(what: str, condition: Callable[[], object], seconds: float = WITHIN) -> Any:
+    """Wait for the condition, and note the time."""
+    start = time.monotonic()
+    value = wait_for(condition, what, seconds)
+    figures.append(f"{what}: {time.monotonic() - start:.1f} s")
+    return value
+
+
+# ---------------------------------------------------------------- the tests
+
+
+class NodeTest(unittest.TestCase):
+    def setUp(self) -> None:
+        self.before = wait_for(steady, "two pods of whook", WITHIN)
+
+    @contextlib.contextmanager
+    def stream(self, lost: int = 0) -> Iterator[Stream]:
+        """No creation in the block fails, or up to so many."""
+        with Stream() as stream:
+            wait_for(lambda: stream.created > 20, "creations", WITHIN)
+            yield stream
+            now = stream.created
+            wait_for(lambda: stream.created > now + 20, "creations", WITHIN)
+        self.assertLessEqual(len(stream.failed), lost, stream.failed[:5])
+        rate = stream.created / (time.monotonic() - stream.start)
+        test = self.id().rpartition(".")[2]
+        failed = f"{len(stream.failed)} failed"
+        figures.append(f"{test}: {stream.created} creations, {rate:.0f} a second, {failed}")
+
+    def test_restricted(self) -> None:
+        """What the kernel says of the process, and what the namespace refuses."""
+        process = process_of(self.before[0])
+        found = fields_of(process)
+        expected = {"NoNewPrivs": "1", "Seccomp": "2", "CapEff": "0" * 16, "CapBnd": "0" * 16}
+        self.assertEqual({key: found[key] for key in expected}, expected)
+        self.assertEqual(set(found["Uid"].split() + found["Gid"].split()), {"65532"})
+        self.assertEqual(found["NSpid"].split()[-1], "1")
+        mounts = Path(f"/proc/{process}/mounts").read_text()
+        self.assertRegex(mounts, r"(?m)^overlay / overlay ro,")
+        root = ("run", "root", "-nwhook", "--image=x:1", "--dry-run=server")
+        refused = plane.kubectl(*root, check=False).stderr
+        self.assertIn('violates PodSecurity "restricted:v1.36"', refused)
+        figures.append(f"memory at rest: {working_set(process) / 2**20:.0f} MiB")
+
+    def test_rolling_restart(self) -> None:
+        with self.stream():
+            kubectl("rollout restart deployment/whook -n whook")
+            measured("rolling restart until the new pods serve", self.all_new)
+        measured("and until the old pods are gone", lambda: steady() and self.all_new())
+
+    def all_new(self) -> bool:
+        return len(self.others()) == 2 == len([*filter(is_ready, pods())])
+
+    def test_forced_deletion(self) -> None:
+        name = self.before[0]["metadata"]["name"]
+        with self.stream():
+            kubectl(f"delete pod {name} -n whook --force --grace-period=0")
+            (new,) = wait_for(self.others, "a pod in its place", WITHIN)
+            process = wait_for(lambda: process_of(new), "its process", WITHIN)
+            wait_for(lambda: is_ready(now(new)), "it to be ready", WITHIN)
+            figures.append(f"process start to Ready: {seconds_since_start(process):.2f} s")
+
+    def others(self) -> list[Pod]:
+        old = {pod["metadata"]["name"] for pod in self.before}
+        return [pod for pod in pods() if pod["metadata"]["name"] not in old]
+
+    def test_killed_process(self) -> None:
+        """It costs each client what was in flight, and perhaps one that finds the port closed: the
+        API server then keeps to the connections that it has."""
+        pod = self.before[0]
+        with self.stream(lost=2 * CLIENTS):
+            os.kill(process_of(pod), signal.SIGKILL)
+            measured("process killed until it is ready again", lambda: restarted(pod))
+
+    def test_hung_process(self) -> None:
+        """Readiness takes it out of the Service, liveness restarts it."""
+        pod = self.before[0]
+        os.kill(process_of(pod), signal.SIGSTOP)
+        measured("process stopped until not ready", lambda: not is_ready(now(pod)))
+        measured("and from there until restarted and ready", lambda: restarted(pod), 90)
+
+    def test_added_replica(self) -> None:
+        with self.stream():
+            kubectl("scale deployment/whook -n whook --replicas=3")
+            (new,) = wait_for(self.others, "a third pod", WITHIN)
+            wait_for(lambda: is_ready(now(new)), "it to be ready", WITHIN)
+            measured("added replica until it has a fifth of the reviews", lambda: self.fifth(new))
+        kubectl("scale deployment/whook -n whook --replicas=2")
+
+    def fifth(self, new: Pod) -> bool:
+        """Of the reviews in the next seconds."""
+        before = {pod["metadata"]["name"]: reviews(pod) for pod in pods()}
+        time.sleep(5)  # what is counted
+        done = {name: reviews(now(name)) - count for name, count in before.items()}
+        return done[new["metadata"]["name"]] > sum(done.values()) / 5
+
+    def test_changed_configmap(self) -> None:
+        text = get("/api/v1/namespaces/whook/configmaps/whook-policies")["data"]["team-label.py"]
+        digests = {digest for pod in self.before for digest in self.digests(pod)}
+        self.assertEqual(len(digests), 1)
+        with self.stream():
+            patch = {"data": {"team-label.py": text.replace('"shop"', '"books"')}}
+            kubectl("patch configmap whook-policies -n whook -p", json.dumps(patch))
+            measured(
+                "changed ConfigMap until both pods have it",
+                lambda: all(not digests & self.digests(pod) for pod in self.before),
+            )
+        kubectl("apply -f manifests/40-configmap.yaml")
+
+    @staticmethod
+    def digests(pod: Pod) -> set[str]:
+        return set(re.findall(r'whook_policies_info\{hash="(\w+)"\} 1', metrics(pod)))
+
+    def test_renewal(self) -> None:
+        """The CronJob as shipped, whose run finds a key of another type than it makes."""
+        old = {served(pod) for pod in self.before}
+        kubectl("apply -f manifests/renewal/")
+        with self.stream():
+            kubectl("create job --from=cronjob/whook-certs now -n whook-renewal")
+            measured(
+                "renewal's job until both pods serve the new certificate",
+                lambda: all(served(pod) not in old for pod in self.before),
+            )
+            path = "/apis/batch/v1/namespaces/whook-renewal/jobs/now"
+            wait_for(lambda: get(path)["status"].get("succeeded"), "the job to succeed", WITHIN)
+        log = kubectl("logs job/now -n whook-renewal")
+        self.assertIn("the key is rsa-2048, not ecdsa-p256", log)
+
+
+if __name__ == "__main__":
+    unittest.main()
