@@ -633,6 +633,25 @@ class JsonPatch(PatchChecks, unittest.TestCase):
         appended = apply({"a": [1]}, [{"op": "add", "path": "/a/-", "value": 2}])
         self.assertEqual(appended, {"a": [1, 2]})
 
+    def test_a_list_of_very_many_items(self):
+        """What there is too much of is not looked for elsewhere, and not patched one by one."""
+        many = [{} for _ in range(2 * whook.MATCHED)]
+        for after, operations in [
+            ([[1], *many[1:], []], ["add", "replace"]),
+            ([*many, 1], ["add"]),
+            ([1, *many], ["add"]),
+            (many[1:], ["remove"]),
+            ([{"a": n} for n in range(len(many))], ["replace"]),
+            (many[: whook.MATCHED - 1], ["replace"]),
+            ([*many, *many], ["replace"]),
+        ]:
+            with self.subTest(operations, length=len(after)):
+                patch = whook.diff({"x": many}, {"x": after})
+                self.assertEqual([step["op"] for step in patch], operations)
+                self.assertEqual(apply({"x": many}, patch), {"x": after})
+        patch = whook.diff(many, many[:9])
+        self.assertEqual(len(patch), len(many) - 9, "the root can't be replaced")
+
 
 class Evaluate(unittest.TestCase):
     """6: policies on a request."""

@@ -760,6 +760,8 @@ Patch = list[dict[str, Any]]
 Trail = tuple[Any, Any, int]  # to a place in a document: its parent's trail, its key, how deep
 ROOT: Trail = (None, "", 0)
 LEVELS = 10  # of a document, in which values are compared as a whole before they are walked
+MATCHED = 10_000  # items of a list: more aren't looked for elsewhere, nor patched one by one
+CHUNK = 1000  # items of a list that are first compared together
 
 
 def diff(before: Any, after: Any) -> Patch:
@@ -821,49 +823,73 @@ def _label(value: Any, depth: int) -> object:
 def _diff_lists(before: list[Any], after: list[Any], trail: Trail, patch: Patch) -> None:
     """What both lists start and end with stays. Of what is between, the same items stay, as far as
     they are in order. Between those, items are changed in pairs, and the rest is added or removed
-    (from the end, so that the indices before it hold)."""
-    depth = trail[2] + 1
-    one, other = [[_label(item, depth) for item in items] for items in (before, after)]
-    start, end, shorter = 0, 0, min(len(one), len(other))
-    while start < shorter and one[start] == other[start]:
-        start += 1
-    while end < shorter - start and one[-1 - end] == other[-1 - end]:
-        end += 1
-    old, new = range(start, len(one) - end), range(start, len(other) - end)
-    equal = {one[i] for i in old} & {other[j] for j in new}
-    kept = _in_order(_keys(before, one, equal, old), _keys(after, other, equal, new))
-    pairs: list[tuple[int, int]] = []
-    removed: list[int] = []
-    added: list[int] = []
+    (from the end, so that the indices before it hold). Too many changes are one replacement."""
+    depth, first, shorter = trail[2] + 1, len(patch), min(len(before), len(after))
+    start = next(_unequal(before, after, range(shorter), 0, depth), shorter)
+    rest = range(shorter - start)
+    end = next(_unequal(before[::-1], after[::-1], rest, 0, depth), len(rest))
+    old, new = range(start, len(before) - end), range(start, len(after) - end)
+    pairs: list[tuple[range, int]] = []  # places in `before`, and how far off those in `after` are
+    removed: list[range] = []
+    added: list[range] = []
     i = j = start
-    for next_i, next_j in [*kept, (old.stop, new.stop)]:
+    for next_i, next_j in [*_matched(before, after, old, new, depth), (old.stop, new.stop)]:
         count = min(next_i - i, next_j - j)
-        pairs += [(i + n, j + n) for n in range(count)]
-        removed += range(i + count, next_i)
-        added += range(j + count, next_j)
-        pairs.append((next_i, next_j))
+        pairs += [(range(i, i + count), j - i), (range(next_i, next_i + 1), next_j - next_i)]
+        removed.append(range(i + count, next_i))
+        added.append(range(j + count, next_j))
         i, j = next_i + 1, next_j + 1
-    patch += [{"op": "remove", "path": _pointer((trail, i, depth))} for i in reversed(removed)]
-    for j in added:
+    if sum(map(len, [*removed, *added])) > MATCHED and trail != ROOT:
+        return _put("replace", trail, after, patch)
+    for i in reversed([*itertools.chain(*removed)]):
+        patch.append({"op": "remove", "path": _pointer((trail, i, depth))})
+    for j in itertools.chain(*added):
         _put("add", (trail, j, depth), after[j], patch)
-    for i, j in pairs[:-1]:
-        if one[i] == other[j]:
-            continue
-        if _name(before[i]) == _name(after[j]):
-            _diff(before[i], after[j], (trail, j, depth), patch)
-        else:  # it is another thing that came in its place
-            _put("replace", (trail, j, depth), after[j], patch)
+    for places, shift in pairs[:-1]:
+        for i in _unequal(before, after, places, shift, depth):
+            place = (trail, i + shift, depth)
+            if _name(before[i]) == _name(after[i + shift]):
+                _diff(before[i], after[i + shift], place, patch)
+            else:  # it is another thing that came in its place
+                _put("replace", place, after[i + shift], patch)
+            if len(patch) - first > MATCHED and trail != ROOT:
+                del patch[first:]
+                return _put("replace", trail, after, patch)
+    return None
 
 
-def _keys(
-    items: list[Any], labels: list[object], equal: set[object], places: range
-) -> dict[object, int]:
+def _unequal(
+    before: list[Any], after: list[Any], places: range, shift: int, depth: int
+) -> Iterator[int]:
+    """The places whose items, that far apart, aren't known to be equal; many at a time first."""
+    for i in range(places.start, places.stop, CHUNK):
+        end = min(i + CHUNK, places.stop)
+        if end - i < 2 or not _same(before[i:end], after[i + shift : end + shift], depth):
+            for n in range(i, end):
+                if not _same(before[n], after[n + shift], depth):
+                    yield n
+
+
+def _matched(
+    before: list[Any], after: list[Any], old: range, new: range, depth: int
+) -> list[tuple[int, int]]:
+    """Pairs of places at which the same items stand, in order; none if there are too many items."""
+    if max(len(old), len(new)) > MATCHED:
+        return []
+    one, other = (
+        {i: _label(before[i], depth) for i in old},
+        {j: _label(after[j], depth) for j in new},
+    )
+    equal = {*one.values()} & {*other.values()}
+    return _in_order(_keys(before, one, equal), _keys(after, other, equal))
+
+
+def _keys(items: list[Any], labels: dict[int, object], equal: set[object]) -> dict[object, int]:
     """The places by what stands there: the item itself if the other list has it, else its name;
     and the how manieth such it is."""
     keys: dict[object, int] = {}
     seen: collections.Counter[object] = collections.Counter()
-    for place in places:
-        key = labels[place]
+    for place, key in labels.items():
         if key not in equal:
             key = _name(items[place]) or key
         seen[key] += 1
