@@ -8,6 +8,7 @@ import contextlib
 import inspect
 import io
 import json
+import os
 import re
 import shlex
 import shutil
@@ -344,6 +345,28 @@ class Programs(unittest.TestCase):
         table = OPERATE.split("| flag | what it does |")[1].split("\n\n")[0]
         written = set(re.findall(r"`(--[a-z-]+)", table))
         self.assertEqual(written, set(re.findall(r"^  (--[a-z-]+)", helps("whook"), re.M)))
+
+    def test_each_starts_without_its_folder_in_the_path(self):
+        """PYTHONSAFEPATH keeps Python from putting the program's folder into sys.path."""
+        with tempfile.TemporaryDirectory() as folder:
+            source = "from objects import read\n\ndef validate(obj, request): pass"
+            Path(folder, "p.py").write_text(source)
+            for program, *arguments in [
+                ("whook.py", "--check", "--policy=p.py"),
+                ("review.py", "--policy=p.py", str(ROOT / "tests/reviews/create-pod.json")),
+                ("review.py", "test", "--help"),
+                ("debug.py", "--help"),
+                ("certs.py", "--help"),
+            ]:
+                with self.subTest(program, arguments=arguments):
+                    done = subprocess.run(
+                        [sys.executable, ROOT / program, *arguments],
+                        cwd=folder,
+                        env=os.environ | {"PYTHONSAFEPATH": "1", "PYTHONPATH": ""},
+                        capture_output=True,
+                        text=True,
+                    )
+                    self.assertEqual((done.returncode, done.stderr), (0, ""))
 
     def test_every_metric_and_no_other(self):
         self.assertEqual(re.findall(r"^\| `(whook_\w+)` \|", OPERATE, re.M), list(whook.METRICS))
