@@ -42,7 +42,6 @@ import itertools
 import json
 import marshal
 import math
-import operator
 import os
 import random
 import re
@@ -297,7 +296,9 @@ class Request:
     def view(self) -> Request:
         """Return the request for one policy; what the policy writes into it has no effect."""
         view = object.__new__(Request)
-        vars(view).update({k: v for k, v in vars(self).items() if k not in _COPIED_FIELDS})
+        vars(view).update(vars(self))
+        for name in _COPIED_FIELDS:
+            vars(view).pop(name, None)
         return view
 
     def take_object(self) -> Any:
@@ -1109,134 +1110,122 @@ def evaluate(request: Request, policies: Iterable[Policy], verb: Verb = "mutate"
     return response
 
 
-_Path = tuple[str, ...]
+# The fields of an object as bytes; a field that is an object itself has the bytes of each of its
+# own fields (metadata.labels, spec.containers), so that only what has changed is compared closely.
+_Fields = dict[str, Any]
 
 
-class _EditedObject:
-    """An object that policies edit one after another, split into parts.
+def _encode_fields(obj: dict[str, Any]) -> _Fields:
+    """Return bytes that change if the object changes, or if something in it is referred to from
+    elsewhere: marshal's version 4 records which values have other references.
 
-    A part is a field (`kind`), or a field of a field that is an object (`metadata.labels`). For
-    each part there are the value and its bytes in marshal's version 4. These bytes also tell which
-    values inside the part are referred to from elsewhere. So if a policy has left a part with the
-    same bytes, in the same place, then the part is unchanged and shares nothing with the policy."""
-
-    def __init__(self, obj: dict[str, Any]) -> None:
-        self.parts, self.patch_size = _split(obj), 0
-        try:
-            self.encoded = _encode_parts(self.parts)
-        except ValueError:
-            raise HTTPError(400, "the object is nested too deeply") from None
-
-    def build(self) -> dict[str, Any]:
-        """Return the object, in dicts that no policy has seen."""
-        obj: dict[str, Any] = {}
-        for path, value in self.parts.items():
-            if len(path) == 2:
-                obj[path[0]][path[1]] = value
-            else:
-                obj[path[0]] = {} if value is _OBJECT else value
-        return obj
-
-    def update(self, obj: dict[str, Any]) -> Patch:
-        """Take over what a policy made of build()'s object, and return the patch for the change.
-
-        Raises ValueError if the result is not JSON or the patch is too large."""
-        parts = _split(obj)
-        try:
-            encoded = _encode_parts(parts)
-        except ValueError:
-            _Difference().copy(obj, "")  # raises an error that names the place
-            raise ValueError("the object is nested too deeply") from None
-        if encoded == self.encoded and _identical(parts, self.parts):
-            return []
-        old: dict[str, Any] = {}
-        new: dict[str, Any] = {}
-        for path in {**self.parts, **parts}:
-            if encoded.get(path) == self.encoded.get(path) and parts[path] is self.parts[path]:
-                continue
-            if path in self.parts:
-                _place(old, path, _loads(self.encoded[path]))
-            if path in parts:
-                fresh = _OBJECT if parts[path] is _OBJECT else copy_json(parts[path])
-                _place(new, path, fresh)
-                parts[path], encoded[path] = fresh, marshal.dumps(fresh, 4)
-            if len(path) == 2 and path[:1] in self.parts and path[:1] in parts:
-                old.setdefault(path[0], {})
-                new.setdefault(path[0], {})
-        self.parts, self.encoded = parts, encoded
-        difference = _Difference(self.patch_size)
-        difference.compare_objects(old, new, "")
-        self.patch_size = difference.size
-        return difference.patch
-
-
-_OBJECT: dict[str, Any] = {}  # the value of a part that is split further
-
-
-def _split(obj: dict[str, Any]) -> dict[_Path, Any]:
-    """Return the parts of an object by path; a field that is split comes before its parts."""
-    parts: dict[_Path, Any] = {}
-    for field, value in obj.items():
-        if type(value) is dict:
-            parts[field,] = _OBJECT
-            for key, item in value.items():
-                parts[field, key] = item
-        else:
-            parts[field,] = value
-    return parts
-
-
-def _encode_parts(parts: dict[_Path, Any]) -> dict[_Path, bytes]:
-    return {path: marshal.dumps(value, 4) for path, value in parts.items()}
-
-
-def _identical(one: dict[_Path, Any], other: dict[_Path, Any]) -> bool:
-    return all(map(operator.is_, one.values(), other.values()))
-
-
-def _place(target: dict[str, Any], path: _Path, value: Any) -> None:
-    if len(path) == 2:
-        target.setdefault(path[0], {})[path[1]] = value
-    else:
-        target[path[0]] = {} if value is _OBJECT else value
+    So if a policy leaves the same bytes, then the value is unchanged, and nothing in it belongs to
+    the policy. Raises ValueError if the object is not JSON or is nested too deeply."""
+    dumps = marshal.dumps
+    return {
+        field: {key: dumps(item, 4) for key, item in value.items()}
+        if type(value) is dict
+        else dumps(value, 4)
+        for field, value in obj.items()
+    }
 
 
 def _mutate(request: Request, response: Response, policies: Iterable[Policy], verb: Verb) -> None:
     chosen = [policy for policy in policies if policy.mutate is not None]
     if not chosen or not request.has_object:  # on DELETE there is nothing to patch
         return
-    edited = _EditedObject(request.take_object())
+    obj, size = request.take_object(), 0
+    before = _encode_sent(_encode_fields, obj)
     for policy in chosen:
-        obj = edited.build()
+        last = policy is chosen[-1]
+        kept = {} if last else {k: dict(v) if type(v) is dict else v for k, v in obj.items()}
         _run(policy, policy.mutate, obj, request, response)
         try:
-            patch = edited.update(obj)
+            after = _encode_result(obj)
+            if after != before:
+                difference = _Difference(size)
+                difference.compare_objects(*_changed_fields(before, after, obj), "")
+                size = difference.size
+                if difference.patch:
+                    response.patch += difference.patch
+                    response.changed_by[policy.name] = len(difference.patch)
         except Exception as error:  # not JSON, too large, nested too deeply
             reason = f"its result can't be sent: {_text_of(error)}"
             raise PolicyError(policy, "patch", reason, type(error).__name__) from None
-        if patch:
-            response.patch += patch
-            response.changed_by[policy.name] = len(patch)
+        if not last:
+            obj = _own_copy(obj, kept, before, after)
+            before = after
 
 
-def _encode(value: Any) -> bytes:
+def _encode_sent(encode: Callable[..., Any], *arguments: Any) -> Any:
     try:
-        return marshal.dumps(value, 4)
+        return encode(*arguments)
     except ValueError:
         raise HTTPError(400, "the object is nested too deeply") from None
 
 
-def _is_encoded_as(value: Any, encoded: bytes) -> bool:
+def _encode_result(obj: dict[str, Any]) -> _Fields:
     try:
-        return marshal.dumps(value, 4) == encoded
+        return _encode_fields(obj)
     except ValueError:
-        return False
+        _Difference().copy(obj, "")  # raises an error that names the place
+        raise ValueError("the object is nested too deeply") from None
+
+
+def _changed_fields(
+    before: _Fields, after: _Fields, obj: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the fields that differ, as they were before a policy and as they are in `obj`."""
+    old: dict[str, Any] = {}
+    new: dict[str, Any] = {}
+    for field in {**before, **after}:
+        one, other = before.get(field), after.get(field)
+        if one == other:
+            continue
+        if type(one) is dict and type(other) is dict:
+            old[field] = {k: _loads(v) for k, v in one.items() if other.get(k) != v}
+            new[field] = {k: obj[field][k] for k, v in other.items() if one.get(k) != v}
+            continue
+        if one is not None:
+            was_object = type(one) is dict
+            old[field] = {k: _loads(v) for k, v in one.items()} if was_object else _loads(one)
+        if other is not None:
+            new[field] = obj[field]
+    return old, new
+
+
+def _own_copy(
+    obj: dict[str, Any], kept: dict[str, Any], before: _Fields, after: _Fields
+) -> dict[str, Any]:
+    """Return the object for the next policy, which shares nothing with what the last one made.
+
+    A value is used again if it is the one in `kept`, which the last policy got, and its bytes are
+    the same. Others are copied, and `after` gets the bytes of the copy."""
+
+    def own(key: str, value: Any, was: Any, codes: _Fields, earlier: _Fields) -> Any:
+        if value is was and codes[key] == earlier.get(key):
+            return value
+        copy = copy_json(value)
+        codes[key] = marshal.dumps(copy, 4)
+        return copy
+
+    result: dict[str, Any] = {}
+    for field, value in obj.items():
+        was, earlier = kept.get(field), before.get(field)
+        if type(value) is not dict:
+            result[field] = own(field, value, was, after, before)
+        elif type(was) is not dict:
+            result[field] = {k: own(k, v, ..., after[field], {}) for k, v in value.items()}
+        else:
+            codes = after[field]
+            result[field] = {k: own(k, v, was.get(k), codes, earlier) for k, v in value.items()}
+    return result
 
 
 def _validate(request: Request, response: Response, policies: Iterable[Policy], verb: Verb) -> None:
     chosen = [policy for policy in policies if policy.validate is not None]
     obj = request.take_object()
-    sent = _encode(obj) if len(chosen) > 1 else b""
+    sent = _encode_sent(marshal.dumps, obj, 4) if len(chosen) > 1 else b""
     for policy in chosen:
         try:
             _run(policy, policy.validate, obj, request, response)
@@ -1245,7 +1234,10 @@ def _validate(request: Request, response: Response, policies: Iterable[Policy], 
                 raise
             response.allowed, response.would_deny[policy.name] = True, response.message
             request.warn(response.message)
-        if policy is not chosen[-1] and not _is_encoded_as(obj, sent):
+        if policy is not chosen[-1]:
+            with contextlib.suppress(ValueError):  # it is not JSON any more
+                if marshal.dumps(obj, 4) == sent:
+                    continue
             obj = _loads(sent)  # the next policy sees the object as it was sent
     if response.would_deny:
         denials = [f"{name}: {message}" for name, message in response.would_deny.items()]
@@ -1256,7 +1248,8 @@ def _run(policy: Policy, function: Any, obj: Any, request: Request, response: Re
     """Call a policy's function. Raises Denied or PolicyError."""
     response.policy, returned = policy, None
     started = time.monotonic()
-    time_limit.arm()
+    if response.spent:  # the policy before may have changed the timer or its handler
+        time_limit.arm()
     try:
         returned = function(obj, request.view())
     except Denied:
