@@ -77,7 +77,6 @@ MAX_CONNECTIONS = 1000  # on the admission port
 MAX_HEALTH_CONNECTIONS = 64  # the kubelet and Prometheus use a few
 BACKLOG = 1024  # connections that the kernel keeps for accept()
 STEP = 16 * 1024  # ciphertext that one step reads: 600 TLS KeyUpdate records take OpenSSL 5 ms
-WRITES_PER_STEP = 4  # times 64 KiB
 ACCEPTS_PER_TURN = 32
 HANDSHAKES_PER_TURN = 16  # a handshake takes about 1 ms of processor time
 STEP_SLICE = 0.02  # steps of connections, after which requests are evaluated
@@ -127,33 +126,30 @@ class Log:
     """
 
     def __init__(self) -> None:
-        self.format = "text"
-        self.dropped = 0
-        self.writable = select.poll() if hasattr(select, "poll") else None
-        if self.writable:
-            self.writable.register(2, select.POLLOUT)
+        self.format, self.dropped = "text", 0
+        self.poll = select.poll() if hasattr(select, "poll") else None  # not on Windows
+        if self.poll:
+            self.poll.register(2, select.POLLOUT)
 
     def __call__(self, level: str, event: str, **fields: object) -> None:
-        now = time.time()
-        stamp = f"{_utc_second(int(now))}.{int(now % 1 * 1000):03d}Z"
-        line = self._line(stamp, level, event, fields, MAX_LOGGED)
+        line = self._line(level, event, fields, MAX_LOGGED)
         if len(line) > PIPE_BUF:
-            line = self._line(stamp, level, event, fields, MAX_LOGGED_LONG)[: PIPE_BUF - 1] + "\n"
+            line = self._line(level, event, fields, MAX_LOGGED_LONG)
         try:
-            if self.writable and not self.writable.poll(0):
+            if self.poll and not self.poll.poll(0):
                 raise BlockingIOError
             os.write(2, line.encode())
-        except OSError:  # the pipe is full, the disk is full, or the reader is gone
+        except OSError:  # the pipe or the disk is full, or the reader is gone
             self.dropped += 1
 
-    def _line(self, stamp: str, level: str, event: str, fields: dict[str, Any], limit: int) -> str:
+    def _line(self, level: str, event: str, fields: dict[str, Any], limit: int) -> str:
         """Return the line. It is ASCII, so its length in bytes is its length in characters."""
+        now = time.time()
+        stamp = f"{_utc_second(int(now))}.{int(now % 1 * 1000):03d}Z"
         if self.format == "json":
-            values = {
-                key: value if type(value) in (int, float, bool) else str(value)[:limit]
-                for key, value in fields.items()
-            }
-            return json.dumps({"time": stamp, "level": level, "event": event, **values}) + "\n"
+            numbers = (int, float, bool)
+            cut = {k: v if type(v) in numbers else str(v)[:limit] for k, v in fields.items()}
+            return json.dumps({"time": stamp, "level": level, "event": event, **cut}) + "\n"
         pairs = [f" {key}={_quote(value, limit)}" for key, value in fields.items()]
         return f"{stamp} {level} {event}{''.join(pairs)}\n"
 
@@ -229,7 +225,7 @@ class Response:
     `patch` is a list of JSON Patch operations and `audit` maps keys to values. `spent` maps the
     name of each policy that ran to its seconds, `changed_by` to its number of operations, and
     `would_deny` to the message with which it would have denied if the verb were not "warn".
-    `policy` is the policy that ran last.
+    `policy` is the policy that ran last, and `body` the AdmissionReview in JSON.
     """
 
     def __init__(self) -> None:
@@ -243,14 +239,14 @@ class Response:
         self.changed_by: dict[str, int] = {}
         self.would_deny: dict[str, str] = {}
         self.policy: Policy | None = None
+        self.body = b""
 
 
 class Request:
     """The request of an AdmissionReview, with the API's field names in snake_case.
 
-    `started` (when parsing began) and `deadline` are times of time.monotonic(). `name` is
-    request.name, or else metadata.name, or else metadata.generateName. `object`, `old_object` and
-    `options` may be None.
+    `deadline` is a time of time.monotonic(). `name` is request.name, or else metadata.name, or else
+    metadata.generateName. `object`, `old_object` and `options` may be None.
 
     Each policy gets a view() of its own. The four fields that hold JSON are copied for a view when
     it first reads them, so no policy sees what another one has written into them.
@@ -272,11 +268,8 @@ class Request:
     dry_run: bool
     options: dict[str, Any] | None
     deadline: float
-    started: float
 
-    def __init__(
-        self, obj: dict[str, Any] | None, decode: Callable[[], Any], fields: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, obj: Any, decode: Callable[[], Any], fields: Mapping[str, Any]) -> None:
         """`decode` returns another copy of `obj`; `fields` are the other JSON fields."""
         self.response = Response()
         self.has_object = obj is not None  # False on DELETE
@@ -286,10 +279,7 @@ class Request:
         """Copy a field that holds JSON when it is read for the first time."""
         if name not in _COPIED_FIELDS:
             raise AttributeError(f"'Request' object has no attribute {name!r}")
-        if name == "object":
-            value = self._decode() if self.has_object else None
-        else:
-            value = copy_json(self._fields[name])
+        value = self._decode() if name == "object" else copy_json(self._fields[name])
         vars(self)[name] = value
         return value
 
@@ -304,7 +294,7 @@ class Request:
     def take_object(self) -> Any:
         """Return the object for the caller to edit: as it was parsed, and later a copy of it."""
         parsed, self._parsed = self._parsed, None
-        return self._decode() if parsed is None and self.has_object else parsed
+        return self._decode() if parsed is None else parsed
 
     def deny(self, message: str, code: int = 403, reason: str = "Forbidden") -> NoReturn:
         """End the review: the API server refuses the user's request with this message.
@@ -381,7 +371,6 @@ def _canonical(value: Any) -> object:
 
 def parse_review(body: bytes | bytearray, deadline: float = math.inf) -> Request:
     """Return the request in an AdmissionReview, v1 or v1beta1. Raises HTTPError 400 or 413."""
-    started = time.monotonic()
     if len(body) > LARGE_BODY and body.count(b"{") + body.count(b"[") > MAX_CONTAINERS:
         raise HTTPError(413, f"the body has more than {MAX_CONTAINERS} objects and lists")
     review = _decode(body)
@@ -400,9 +389,8 @@ def parse_review(body: bytes | bytearray, deadline: float = math.inf) -> Request
         "old_object": _field(fields, "oldObject", dict, None),
         "options": _field(fields, "options", dict, None),
     }
-    request = Request(obj, lambda: _decode(body)["request"]["object"], copied)
-    request.api_version = review["apiVersion"]
-    request.started, request.deadline = started, deadline
+    request = Request(obj, lambda: _decode(body)["request"].get("object"), copied)
+    request.api_version, request.deadline = review["apiVersion"], deadline
     request.uid = _field(fields, "uid", str, "")
     if not 0 < len(request.uid) <= MAX_UID:
         raise HTTPError(400, "request.uid is " + ("too long" if request.uid else "missing"))
@@ -414,9 +402,11 @@ def parse_review(body: bytes | bytearray, deadline: float = math.inf) -> Request
     request.kind = _names(Kind, fields, "kind")
     request.resource = _names(Resource, fields, "resource")
     request.sub_resource = _field(fields, "subResource", str, "")
-    # requestKind and requestResource are optional; without them nothing was converted.
-    request.request_kind = _names(Kind, fields, "requestKind", "kind")
-    request.request_resource = _names(Resource, fields, "requestResource", "resource")
+    request.request_kind, request.request_resource = request.kind, request.resource
+    if fields.get("requestKind") not in (None, fields.get("kind")):  # it was converted
+        request.request_kind = _names(Kind, fields, "requestKind")
+    if fields.get("requestResource") not in (None, fields.get("resource")):
+        request.request_resource = _names(Resource, fields, "requestResource")
     request.request_sub_resource = _field(fields, "requestSubResource", str, "")
     request.namespace = _field(fields, "namespace", str, "")
     request.name = _field(fields, "name", str, "") or _own_name(obj)
@@ -460,9 +450,7 @@ def _field(fields: dict[str, Any], key: str, kind: type, default: Any) -> Any:
 Names = TypeVar("Names", Kind, Resource)
 
 
-def _names(names: type[Names], fields: dict[str, Any], key: str, instead: str = "") -> Names:
-    """Return the names in request.KEY, or in another field if that one is missing."""
-    key = key if fields.get(key) is not None else instead or key
+def _names(names: type[Names], fields: dict[str, Any], key: str) -> Names:
     values = _field(fields, key, dict, {})
     found: list[Any] = [values.get(name, "") for name in names._fields]
     if {*map(type, found)} != {str}:
@@ -485,11 +473,8 @@ def render_review(request: Request, response: Response) -> bytes:
     """Return the AdmissionReview that answers `request`, in the version of the request."""
     answer: dict[str, Any] = {"uid": request.uid, "allowed": response.allowed}
     if not response.allowed:
-        answer["status"] = {
-            "code": response.code,
-            "reason": response.reason,
-            "message": response.message,
-        }
+        answer["status"] = {"code": response.code, "reason": response.reason}
+        answer["status"]["message"] = response.message
     if response.patch:
         patch = base64.b64encode(_ENCODE(response.patch).encode())
         answer |= {"patchType": "JSONPatch", "patch": patch.decode()}
@@ -549,30 +534,29 @@ class TimeLimit:
             return function(*arguments)
         self.seconds, self.end = seconds, time.monotonic() + seconds
         self.expired, self.lines = False, {}
+        self.arm()
         try:
-            self.running = self.arm()
+            self.running = self.enabled
             return function(*arguments)
         finally:
             self.running = False
             if self.enabled:
                 signal.setitimer(signal.ITIMER_REAL, 0)
 
-    def arm(self) -> bool:
-        """Set handler and timer, which a policy may have changed. Return False if whook can't."""
-        if not self.enabled:
-            return False
-        try:
+    def arm(self) -> None:
+        """Set handler and timer, which a policy may have changed."""
+        if self.enabled:
             signal.signal(signal.SIGALRM, self.on_alarm)
-        except ValueError:  # called by another program, in another thread than the first
-            return False
-        left = max(self.end - time.monotonic(), 0.001)
-        signal.setitimer(signal.ITIMER_REAL, left, ALARM_INTERVAL)
-        return True
+            left = max(self.end - time.monotonic(), 0.001)
+            signal.setitimer(signal.ITIMER_REAL, left, ALARM_INTERVAL)
 
     def on_alarm(self, number: int, frame: types.FrameType | None) -> None:
         if not self.running:
             return
-        lines = {step.f_code.co_filename: step.f_lineno for step in reversed(_frames(frame))}
+        lines: dict[str, int] = {}
+        while frame:
+            lines.setdefault(frame.f_code.co_filename, frame.f_lineno)
+            frame = frame.f_back
         if time.monotonic() > self.end + EXIT_DELAY:
             places = " < ".join(f"{os.path.basename(name)}:{line}" for name, line in lines.items())
             log("ERROR", "exit", error="code can't be interrupted after its time limit", at=places)
@@ -580,14 +564,6 @@ class TimeLimit:
         self.lines = self.lines if self.expired else lines
         self.expired = True
         raise PolicyTimeout
-
-
-def _frames(frame: types.FrameType | None) -> list[types.FrameType]:
-    frames = []
-    while frame:
-        frames.append(frame)
-        frame = frame.f_back
-    return frames
 
 
 time_limit = TimeLimit()
@@ -668,32 +644,24 @@ def load_policies(sources: Mapping[str, bytes], seconds: float = TIME_LIMIT) -> 
     here = os.path.dirname(os.path.abspath(__file__))
     if here not in sys.path:  # with PYTHONSAFEPATH; policies import objects.py from there
         sys.path.append(here)
-    files = [path for path in sources if not path.endswith(".json")]
-    files.sort(key=lambda path: (Path(path).stem, path))
+    files = sorted((Path(path).stem, path) for path in sources if not path.endswith(".json"))
+    for (name, path), (other, other_path) in itertools.pairwise(files):
+        if name == other:
+            what = f'two policies are named "{name}": {path} and {other_path}'
+            raise ConfigError(what, "rename one of the files")
     policies: list[Policy] = []
-    try:
-        time_limit.run(seconds, lambda: policies.extend(_load(path, sources) for path in files))
-    except PolicyTimeout as error:  # a policy that swallowed it the first time, or whook's own work
-        raise _load_error(files[min(len(policies), len(files) - 1)], error) from error
-    for one, other in itertools.pairwise(policies):
-        if one.name == other.name:
-            raise ConfigError(
-                f'two policies are named "{one.name}": {one.path} and {other.path}',
-                "rename one of the files",
-            )
+    time_limit.run(seconds, lambda: policies.extend(_load(path, sources) for _, path in files))
     return PolicySet(tuple(policies), digest_of(sources))
 
 
 def _load(path: str, sources: Mapping[str, bytes]) -> Policy:
     name = Path(path).stem
     if not re.fullmatch("[A-Za-z0-9._-]{1,200}", name):
-        raise ConfigError(
-            f"policy {path} can't be named in a path like /mutate/NAME",
-            "use letters, digits, '-', '_' and '.'",
-        )
+        what = f"policy {path} can't be named in a path like /mutate/NAME"
+        raise ConfigError(what, "use letters, digits, '-', '_' and '.'")
     module = types.ModuleType(f"policy {name}")
     module.__file__ = path
-    before = sys.modules.get(module.__name__)
+    before = {k: v for k, v in sys.modules.items() if k == module.__name__}
     sys.modules[module.__name__] = module  # dataclasses look up their annotations there
     try:
         tree = ast.parse(sources[path], path)
@@ -706,122 +674,99 @@ def _load(path: str, sources: Mapping[str, bytes]) -> Policy:
             raise PolicyTimeout
     except BaseException as error:  # an import may raise anything, SystemExit included
         del sys.modules[module.__name__]
-        if before:
-            sys.modules[module.__name__] = before
-        raise error if isinstance(error, ConfigError) else _load_error(path, error) from error
-    if all(function is None for function in functions):
+        sys.modules.update(before)
+        if isinstance(error, ConfigError):
+            raise
+        command = f"python {shlex.quote(__file__)} --check --policy {shlex.quote(path)}"
         raise ConfigError(
-            f"policy {path} defines neither mutate nor validate",
-            "a policy is a file that defines mutate(obj, request), validate(obj, request), or both",
+            f"policy {path} does not load: {describe(error, path)}", f"see the traceback: {command}"
+        ) from error
+    if all(function is None for function in functions):
+        hint = (
+            "a policy is a file that defines mutate(obj, request), validate(obj, request), or both"
         )
+        raise ConfigError(f"policy {path} defines neither mutate nor validate", hint)
     return Policy(name, path, *functions)
-
-
-def _load_error(path: str, error: BaseException) -> ConfigError:
-    command = f"python {shlex.quote(__file__)} --check --policy {shlex.quote(path)}"
-    return ConfigError(
-        f"policy {path} does not load: {describe(error, path)}",
-        f"see the traceback with: {command}",
-    )
 
 
 def _function(module: types.ModuleType, path: str, verb: str) -> Any:
     """Return a policy's function, or None. Raises ConfigError if it can't be called as one."""
-    function = vars(module).get(verb)
+    function, reason = vars(module).get(verb), ""
     if not callable(function):
         return None
-    reason = ""
-    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
-        reason = "is async, and would never run"
-    elif inspect.isgeneratorfunction(function):
-        reason = "contains yield, and would never run"
-    else:
-        try:
-            inspect.signature(function).bind(None, None)
-        except TypeError as error:
-            reason = f"can't be called with two arguments: {error}"
-        except ValueError:
-            pass  # a function of C that has no signature
+    if any(test(function) for test in _NEVER_RUN):
+        reason = "is async or a generator, and would never run"
+    try:
+        inspect.signature(function).bind(None, None)
+    except TypeError as error:
+        reason = f"can't be called with two arguments: {error}"
     if reason:
         raise ConfigError(f"policy {path}: {verb} {reason}", f"write `def {verb}(obj, request):`")
     return function
 
 
-_PARAMETER = "<parameter>"  # no name that a policy's source can use
+_NEVER_RUN = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
+_PARAMETER = "__whook_parameter__"
 
 
 def _set_parameters(tree: ast.Module, path: str, content: bytes) -> Callable[[str, Any], Any]:
-    """Insert `NAME = <parameter>("NAME", NAME)` after each assignment to a constant of NAME.json.
+    """Change a policy's syntax tree so that the constants in NAME.json take their values from there.
 
-    Constants that are computed from a parameter follow it that way. Return the function to be
-    called as <parameter>. Raises ConfigError if a name is not assigned on the module's level."""
+    Return the function that the tree calls as _PARAMETER, with a constant's name and value. Raises
+    ConfigError if the file is not an object of constants that the policy assigns."""
     file = parameters_of(path)
     try:
         given = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(
-            f"{file} is not JSON: {error}", "give an object of constants: {...}"
-        ) from None
+        raise ConfigError(f"{file} is not JSON: {error}", _PARAMETERS_HINT) from None
     if type(given) is not dict:
-        raise ConfigError(f"{file} is not a JSON object", 'give constants, as in {"LIMIT": 5}')
-    found = _insert_calls(tree, {name for name in given if name.isupper()})
-    if unused := sorted({*given} - found):
-        raise ConfigError(
-            f"{file} sets {unused[0]}, which {path} does not",
-            "a parameter sets an upper-case name that the policy's source assigns",
-        )
-    return lambda name, value: _parameter(file, name, given[name], type(value))
+        raise ConfigError(f"{file} is not a JSON object", _PARAMETERS_HINT)
+    calls = _ParameterCalls({name for name in given if name.isupper()})
+    calls.visit(tree)
+    if unused := sorted({*given} - calls.found):
+        what = f"{file} sets {unused[0]}, which {path} does not"
+        raise ConfigError(what, "it can set upper-case names that the policy's source assigns")
+
+    def parameter(name: str, default: Any) -> Any:
+        value, kind = given[name], type(default)
+        if (type(value), kind) in _CONVERTED:
+            with contextlib.suppress(TypeError):  # a set of lists
+                return kind(value)
+        if type(value) is not kind:
+            wanted = _TYPE_NAMES.get(kind, f"left out: JSON has no {kind.__name__}")
+            raise ConfigError(f"{name} in {file} must be {wanted}", "as in the policy's source")
+        return value
+
+    return parameter
 
 
-def _insert_calls(block: ast.AST, names: set[str]) -> set[str]:
-    """Insert the calls into a block of statements and its inner blocks, except those of functions
-    and classes. Return the names that are assigned."""
-    found: set[str] = set()
-    for field, value in ast.iter_fields(block):
-        if not isinstance(value, list):
-            continue
-        statements: list[ast.AST] = []
-        for statement in value:
-            statements.append(statement)
-            if isinstance(statement, ast.Assign | ast.AnnAssign | ast.AugAssign):
-                assigned = _assigned_names(statement) & names
-                source = "\n".join(f"{name} = _({name!r}, {name})" for name in sorted(assigned))
-                for call in ast.parse(source).body:
-                    call.value.func.id = _PARAMETER  # type: ignore[attr-defined]
-                    for node in ast.walk(call):
-                        ast.copy_location(node, statement)
-                    statements.append(call)
-                found |= assigned
-            elif isinstance(statement, ast.AST) and not isinstance(statement, _SCOPES):
-                found |= _insert_calls(statement, names)
-        setattr(block, field, statements)
-    return found
-
-
-_SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.expr)
-
-
-def _assigned_names(statement: ast.Assign | ast.AnnAssign | ast.AugAssign) -> set[str]:
-    if isinstance(statement, ast.AnnAssign) and statement.value is None:
-        return set()
-    targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-    nodes = [node for target in targets for node in ast.walk(target)]
-    return {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-
-
-def _parameter(file: str, name: str, value: Any, kind: type) -> Any:
-    """Return a parameter in the type that its constant has: a JSON list can set a tuple or a set,
-    and a whole number a float. Raises ConfigError if the types differ."""
-    if (type(value), kind) in _CONVERTED:
-        with contextlib.suppress(TypeError):  # a set of lists
-            return kind(value)
-    if type(value) is not kind:
-        wanted = _TYPE_NAMES.get(kind, f"left out: JSON has no {kind.__name__}")
-        raise ConfigError(f"{name} in {file} must be {wanted}", "as in the policy's source")
-    return value
-
-
+_PARAMETERS_HINT = 'give constants, as in {"LIMIT": 5}'
 _CONVERTED = {(list, tuple), (list, set), (list, frozenset), (int, float)}
+
+
+class _ParameterCalls(ast.NodeTransformer):
+    """Inserts `NAME = _PARAMETER("NAME", NAME)` after each assignment to a parameter on the level
+    of the module, so that constants which are computed from a parameter follow it."""
+
+    def __init__(self, names: set[str]) -> None:
+        self.names, self.found = names, set[str]()
+
+    def visit_Assign(self, node: Any) -> Any:
+        if node.value is None:  # `NAME: int` assigns nothing
+            return node
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        names = [n for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)]
+        stored = {n.id for n in names if isinstance(n.ctx, ast.Store)} & self.names
+        self.found |= stored
+        calls = ast.parse("; ".join(f"{name} = {_PARAMETER}({name!r}, {name})" for name in stored))
+        return [node, *ast.increment_lineno(calls, node.lineno - 1).body]
+
+    visit_AnnAssign = visit_AugAssign = visit_Assign
+
+    def visit_FunctionDef(self, node: Any) -> Any:
+        return node  # names in a function or class are not on the level of the module
+
+    visit_AsyncFunctionDef = visit_ClassDef = visit_Lambda = visit_FunctionDef
 
 
 def describe(error: BaseException, path: str) -> str:
@@ -899,16 +844,13 @@ class Reloadable(Generic[T]):
             self.loaded, self.failed, self.loaded_at = digest, "", time.time()
             self.last_error = ""
             log("INFO", "reloaded", what=self.what, **self.facts(self.value))
-        except ConfigError as error:
-            self._fail(error.message, error.hint)
         except Exception as error:
-            text = f"{type(error).__name__} at {traceback_summary(error)}"
-            self._fail(text, "this is a bug in whook; the last good value stays in use")
-
-    def _fail(self, error: str, hint: str) -> None:
-        if error != self.last_error:
-            self.last_error, self.errors = error, self.errors + 1
-            log("ERROR", "reload", what=self.what, error=error, hint=hint)
+            if not isinstance(error, ConfigError):
+                text = f"{type(error).__name__} at {traceback_summary(error)}"
+                error = ConfigError(text, "report this: it is a bug in whook")
+            if error.message != self.last_error:
+                self.last_error, self.errors = error.message, self.errors + 1
+                log("ERROR", "reload", what=self.what, error=error.message, hint=error.hint)
 
 
 # ---------------------------------------------------------------------------- 5 JSON Patch
@@ -1090,24 +1032,30 @@ def evaluate(request: Request, policies: Iterable[Policy], verb: Verb = "mutate"
     policies run validate(), and their denials become warnings. Apart from what a policy does
     itself, nothing but `request.response` is changed, and the same request can be evaluated again.
 
-    Policies and whook's own work for them have TIME_LIMIT together, or what is left until the
-    deadline. Raises PolicyError if a policy fails or exceeds it, and HTTPError 504 if the deadline
-    has passed before."""
+    Policies and whook's own work for them, which includes rendering `response.body`, have
+    TIME_LIMIT together, or what is left until the deadline. Raises PolicyError if a policy fails or
+    the time is over, and HTTPError 504 if the deadline has passed before."""
     response = request.response = Response()
     left = request.deadline - time.monotonic()
     if left <= 0:
         raise HTTPError(504, "the deadline passed before the review's turn came")
-    run = _mutate if verb == "mutate" else _validate
     try:
-        time_limit.run(min(TIME_LIMIT, left), run, request, response, policies, verb)
-    except Denied:
-        response.patch, response.changed_by = [], {}
+        time_limit.run(min(TIME_LIMIT, left), _evaluate, request, response, policies, verb)
     except PolicyTimeout as error:
         if response.policy is None:
-            raise  # the caller's time limit
+            raise HTTPError(504, "the deadline passed before a policy ran") from None
         reason = describe(error, response.policy.path)
         raise PolicyError(response.policy, "time", reason) from error
     return response
+
+
+def _evaluate(request: Request, response: Response, policies: Iterable[Policy], verb: Verb) -> None:
+    try:
+        run = _mutate if verb == "mutate" else _validate
+        run(request, response, policies, verb)
+    except Denied:
+        response.patch, response.changed_by = [], {}
+    response.body = render_review(request, response)
 
 
 # The fields of an object as bytes; a field that is an object itself has the bytes of each of its
@@ -1116,18 +1064,19 @@ _Fields = dict[str, Any]
 
 
 def _encode_fields(obj: dict[str, Any]) -> _Fields:
-    """Return bytes that change if the object changes, or if something in it is referred to from
-    elsewhere: marshal's version 4 records which values have other references.
+    """Return bytes (or strings, as they are) that change if the object changes, or if something in
+    it is referred to from elsewhere: marshal's version 4 records which values have references.
 
     So if a policy leaves the same bytes, then the value is unchanged, and nothing in it belongs to
     the policy. Raises ValueError if the object is not JSON or is nested too deeply."""
     dumps = marshal.dumps
-    return {
-        field: {key: dumps(item, 4) for key, item in value.items()}
-        if type(value) is dict
-        else dumps(value, 4)
-        for field, value in obj.items()
-    }
+    fields: _Fields = {}
+    for field, value in obj.items():
+        if type(value) is dict:
+            fields[field] = {k: v if type(v) is str else dumps(v, 4) for k, v in value.items()}
+        else:
+            fields[field] = dumps(value, 4)
+    return fields
 
 
 def _mutate(request: Request, response: Response, policies: Iterable[Policy], verb: Verb) -> None:
@@ -1183,15 +1132,20 @@ def _changed_fields(
         if one == other:
             continue
         if type(one) is dict and type(other) is dict:
-            old[field] = {k: _loads(v) for k, v in one.items() if other.get(k) != v}
+            old[field] = {k: _decoded(v) for k, v in one.items() if other.get(k) != v}
             new[field] = {k: obj[field][k] for k, v in other.items() if one.get(k) != v}
             continue
         if one is not None:
-            was_object = type(one) is dict
-            old[field] = {k: _loads(v) for k, v in one.items()} if was_object else _loads(one)
+            old[field] = _decoded(one)
         if other is not None:
             new[field] = obj[field]
     return old, new
+
+
+def _decoded(encoded: Any) -> Any:
+    if type(encoded) is dict:
+        return {key: _decoded(value) for key, value in encoded.items()}
+    return encoded if type(encoded) is str else _loads(encoded)
 
 
 def _own_copy(
@@ -1206,7 +1160,7 @@ def _own_copy(
         if value is was and codes[key] == earlier.get(key):
             return value
         copy = copy_json(value)
-        codes[key] = marshal.dumps(copy, 4)
+        codes[key] = copy if type(copy) is str and codes is not after else marshal.dumps(copy, 4)
         return copy
 
     result: dict[str, Any] = {}
@@ -1398,19 +1352,19 @@ class Connection(http.server.BaseHTTPRequestHandler):
         # The base class would handle the request here, blocking; so its __init__ is not called.
         self.server, self.loop, self.socket, self.peer = server, server.loop, client, peer
         self.received = bytearray()  # decrypted bytes of requests
-        self.response: memoryview | bytes = b""  # not yet encrypted
-        self.unsent: memoryview | bytes = b""  # to be sent as it is
+        self.response = b""  # the whole response, not encrypted yet
+        self.unsent: memoryview | bytes = b""  # what the socket has not accepted yet
         self.head: Head | None = None  # of the current request, and the length of its body
         self.length = 0
         self.counted = 0  # bytes of this connection in server.buffered
         self.events = 0  # for which the socket is registered with the selector
         self.closing = False  # after the current response
         self.completed_at = 0.0  # when the current request was complete, by time.monotonic()
-        self.tls: ssl.SSLObject | None = None
+        self.tls: Any = None
         if server.context:
             self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
             self.tls = server.context.wrap_bio(self.incoming, self.outgoing, server_side=True)
-        self.state = ""
+        self.state, self.urgent = "", server.urgent
         self.set_state("handshake" if self.tls else "new")
         self.max_age = self.since + MAX_CONNECTION_AGE * random.uniform(0.75, 1.25)
         self.set_events(selectors.EVENT_READ)
@@ -1426,26 +1380,33 @@ class Connection(http.server.BaseHTTPRequestHandler):
                 self.write_step()
             else:
                 self.read_step()
-        except (BlockingIOError, InterruptedError):
+        except BlockingIOError:
             pass  # the socket is not ready after all
         except HTTPError as error:
             self.send(self.server.refuse(error, self.peer), last=True)
         except OSError as error:
-            self.fail(error)
+            reason = getattr(error, "reason", None) or type(error).__name__
+            self.server.count("connection", peer=self.peer, error=f"{reason}: {error}")
+            self.close()
         except Exception as error:
-            log("ERROR", "bug", error=type(error).__name__, trace=traceback_summary(error))
+            log_bug(error)
             self.close()
         self.count_bytes()
 
     def respond(self) -> None:
         """Evaluate the complete request; the loop sends the response at the end of its turn."""
-        head, body = self.pop_request()
+        head, body = self.head, self.received  # the body is not copied
+        self.received, self.head = body[self.length :], None
+        del body[self.length :]
+        options = head.headers.get("connection", "").lower().split(",")  # type: ignore[union-attr]
+        self.closing = "close" in map(str.strip, options)
+        self.count_bytes()
         try:
-            answer = self.server.respond(head, body, self)
+            answer = self.server.respond(head, body, self)  # type: ignore[arg-type]
         except HTTPError as error:
             answer = self.server.refuse(error, self.peer)
         except BaseException as error:  # nothing ends the process but signals and the watchdog
-            log("ERROR", "bug", error=type(error).__name__, trace=traceback_summary(error))
+            log_bug(error)
             answer = self.server.refuse(HTTPError(500, "whook failed: see its log"), self.peer)
         if answer:  # else the server calls send() later
             self.send(answer)
@@ -1473,7 +1434,6 @@ class Connection(http.server.BaseHTTPRequestHandler):
 
     def decrypt(self, data: bytes) -> bytes:
         """Return the decrypted bytes, and send what TLS has to say, such as its handshake."""
-        assert self.tls  # noqa: S101
         self.incoming.write(data)
         chunks = []
         try:
@@ -1530,18 +1490,6 @@ class Connection(http.server.BaseHTTPRequestHandler):
             if not server.release_buffers(self):
                 raise _at_limit()
 
-    def pop_request(self) -> tuple[Head, bytearray]:
-        """Remove the complete request from the buffer. The body is not copied."""
-        assert self.head  # noqa: S101
-        head, body = self.head, self.received
-        self.received = body[self.length :]
-        del body[self.length :]
-        self.head, self.length = None, 0
-        options = head.headers.get("connection", "").lower().split(",")
-        self.closing = "close" in map(str.strip, options)
-        self.count_bytes()
-        return head, body
-
     # -- writing
 
     def send(self, answer: Answer, last: bool = False) -> None:
@@ -1553,42 +1501,36 @@ class Connection(http.server.BaseHTTPRequestHandler):
             return
         if last:  # the rest of this request is not read
             self.received.clear()
-            self.head, self.length = None, 0
         if self.server.buffered + len(answer.body) > self.server.max_buffered + MAX_HEAD:
             answer = self.server.refuse(_at_limit(), self.peer)
         self.closing |= last or self.server.draining or self.loop.clock > self.max_age
-        self.response = memoryview(_head_of(answer, self.closing) + answer.body)
+        self.response = _head_of(answer, self.closing) + answer.body
         self.set_state("waiting")
         self.loop.responses.append(self)
 
     def write_step(self) -> None:
-        """Send as much as the socket accepts, up to a limit. Raises OSError."""
-        for _ in range(WRITES_PER_STEP):
-            if not self.unsent and self.state == "writing":
-                chunk, self.response = self.response[: 4 * STEP], self.response[4 * STEP :]
-                self.unsent = self.encrypt(chunk)
-            if not self.unsent:
-                break
-            try:
-                sent = self.socket.send(self.unsent)
-            except BlockingIOError:
-                break
+        """Send as much as the socket accepts. Raises OSError."""
+        if self.state == "writing" and self.response:
+            self.unsent = bytes(self.unsent) + self.encrypt(self.response)
+            self.response = b""
+        with contextlib.suppress(BlockingIOError):
+            sent = self.socket.send(self.unsent)
             self.unsent = memoryview(self.unsent)[sent:] if sent < len(self.unsent) else b""
-        self.set_events(
-            selectors.EVENT_WRITE if self.unsent or self.response else selectors.EVENT_READ
-        )
-        if self.state == "writing" and not self.unsent and not self.response:
+        self.set_events(selectors.EVENT_WRITE if self.unsent else selectors.EVENT_READ)
+        if self.state == "writing" and not self.unsent:
             self.end_response()
 
-    def encrypt(self, data: memoryview | bytes) -> memoryview | bytes:
-        if not self.tls or not data:
+    def encrypt(self, data: bytes) -> bytes:
+        if not self.tls:
             return data
-        self.tls.write(data)
-        return self.outgoing.read()
+        records = []
+        for start in range(0, len(data), STEP):  # so that the memory buffer stays small
+            self.tls.write(memoryview(data)[start : start + STEP])
+            records.append(self.outgoing.read())
+        return b"".join(records)
 
     def end_response(self) -> None:
         """The response is sent: go on with the next request, or close."""
-        self.response = b""
         if self.closing:
             self.received.clear()
             self.set_state("lingering")
@@ -1609,15 +1551,12 @@ class Connection(http.server.BaseHTTPRequestHandler):
 
     def set_events(self, events: int) -> None:
         """Register the socket for reading or writing; 0 unregisters it."""
-        if events == self.events:
-            return
-        selector, self.events, before = self.loop.selector, events, self.events
-        if not before:
-            selector.register(self.socket, events, self)
-        elif events:
-            selector.modify(self.socket, events, self)
-        else:
-            selector.unregister(self.socket)
+        if events != self.events:
+            if self.events:
+                self.loop.selector.unregister(self.socket)
+            if events:
+                self.loop.selector.register(self.socket, events, self)
+            self.events = events
 
     def count_bytes(self) -> None:
         """Bring this connection's share of server.buffered up to date."""
@@ -1625,20 +1564,18 @@ class Connection(http.server.BaseHTTPRequestHandler):
         self.server.buffered += size - self.counted
         self.counted = size
 
-    def fail(self, error: OSError) -> None:
-        reason = getattr(error, "reason", None) or type(error).__name__
-        self.server.count("connection", peer=self.peer, error=f"{reason}: {error}")
-        self.close()
-
     def close(self) -> None:
         """Close the connection and release its buffers."""
         if self.state != "closed":
             self.set_events(0)
             self.set_state("closed")
             self.received, self.response, self.unsent = bytearray(), b"", b""
-            self.head = None
             self.count_bytes()
             self.socket.close()
+
+
+def log_bug(error: BaseException) -> None:
+    log("ERROR", "bug", error=type(error).__name__, at=traceback_summary(error))
 
 
 def _at_limit() -> HTTPError:
@@ -1693,14 +1630,9 @@ class Server(http.server.HTTPServer):
             self.server_activate()
         except OSError as error:
             self.server_close()
-            if isinstance(error, socket.gaierror):
-                raise ConfigError(
-                    f"--host {host} has no address on this machine", "name another address"
-                ) from None
-            raise ConfigError(
-                f"can't listen on {host or 'any address'}, port {port}: {error.strerror}",
-                f"choose another port or address with {flag} or --host, or stop what uses it",
-            ) from None
+            what = f"can't listen on {host or 'any address'}, port {port}: {error.strerror}"
+            hint = f"choose another port or address with {flag} or --host, or stop what uses it"
+            raise ConfigError(what, hint) from None
         self.socket.setblocking(False)
         self.respond, self.loop = respond, loop
         self.states: dict[str, dict[Connection, None]] = {state: {} for state in TIMEOUTS}
@@ -1750,15 +1682,14 @@ class Server(http.server.HTTPServer):
     def release_buffers(self, newcomer: Connection) -> bool:
         """Refuse the oldest incomplete body, or else close the connection that has been receiving
         its response for the longest time. Return False if there is none but the newcomer."""
-        for state in ("body", "writing"):
-            for connection in self.states[state]:
-                if connection is not newcomer:
-                    if state == "body":
-                        connection.send(self.refuse(_at_limit(), connection.peer), last=True)
-                        connection.count_bytes()
-                    else:
-                        connection.close()
-                    return True
+        for connection in [*self.states["body"], *self.states["writing"]]:
+            if connection is not newcomer:
+                if connection.state == "body":
+                    connection.send(self.refuse(_at_limit(), connection.peer), last=True)
+                else:
+                    connection.close()
+                connection.count_bytes()
+                return True
         return False
 
     def close_expired(self) -> None:
@@ -1807,6 +1738,12 @@ class ServingCertificate(NamedTuple):
         return {"names": ",".join(self.names), "not_after": end}
 
 
+def read_tls(options: argparse.Namespace) -> dict[str, bytes]:
+    """Return the contents of the TLS files by path. Raises ConfigError."""
+    files = [file for file in (options.tls_cert, options.tls_key, options.client_ca) if file]
+    return read_files(files, f"`{_certs_command(files[0])}` makes a certificate and its key")
+
+
 def load_tls(options: argparse.Namespace, files: Mapping[str, bytes]) -> ServingCertificate:
     """Return a new context for the certificate, proven to serve. Raises ConfigError.
 
@@ -1852,23 +1789,17 @@ def _certs_command(path: str) -> str:
 def _check_pem(cert: str, key: str, files: Mapping[str, bytes]) -> None:
     """Raise ConfigError for the mistakes of which OpenSSL's message does not name the cause."""
     if b"PRIVATE KEY-----" in files[cert] and b"PRIVATE KEY-----" not in files[key]:
-        raise ConfigError(
-            f"{cert} holds a private key and {key} does not: they are swapped",
-            "--tls-cert is the certificate, --tls-key its private key",
-        )
+        what = f"{cert} holds a private key and {key} does not: they are swapped"
+        raise ConfigError(what, "--tls-cert is the certificate, --tls-key its private key")
     for path, label in ((cert, b"CERTIFICATE-----"), (key, b"PRIVATE KEY-----")):
         content = files[path]
         if content[:1] == b"\x30":
             kind = "x509" if path == cert else "pkey"
-            raise ConfigError(
-                f"{path} is in DER format, not PEM",
-                f"convert it: openssl {kind} -inform der -in {path} -out NEW.pem",
-            )
+            hint = f"convert it: openssl {kind} -inform der -in {path} -out NEW.pem"
+            raise ConfigError(f"{path} is in DER format, not PEM", hint)
         if re.search(rb"-----BEGIN [A-Z ]*" + label + rb"[^\r\n]", content):
-            raise ConfigError(
-                f"{path} is PEM without line breaks",
-                "keep the line breaks; a shell needs quotes around a variable that holds them",
-            )
+            hint = "keep the line breaks; a shell needs quotes around a variable that holds them"
+            raise ConfigError(f"{path} is PEM without line breaks", hint)
 
 
 def _prove(context: ssl.SSLContext, cert: str) -> tuple[tuple[str, ...], float]:
@@ -2041,11 +1972,11 @@ class Loop:
         self.handshakes = 0
         if len(ready) > HANDSHAKES_PER_TURN:
             random.shuffle(ready)
-            ready.sort(key=lambda each: not _server_of(each).urgent)
+            ready.sort(key=lambda each: not each.urgent)  # health first
         end = time.monotonic() + STEP_SLICE
         for each in ready:
             each.step()
-            if time.monotonic() > end and not _server_of(each).urgent:
+            if time.monotonic() > end and not each.urgent:
                 break
 
     def take_handshake(self) -> bool:
@@ -2094,10 +2025,6 @@ class Loop:
             server.listen(True)
         for task in self.tasks:
             task()
-
-
-def _server_of(each: Server | Connection) -> Server:
-    return each if isinstance(each, Server) else each.server
 
 
 def start_watchdog() -> None:
@@ -2171,8 +2098,8 @@ class Process:
     def handle_signals(self) -> None:
         signal.signal(signal.SIGTERM, lambda *_: self.drain(self.grace_period))
         signal.signal(signal.SIGINT, self.interrupt)
-        if hasattr(signal, "SIGHUP"):
-            signal.signal(signal.SIGHUP, self.hang_up)
+        if hasattr(signal, "SIGHUP"):  # other servers read their files again; whook does always
+            signal.signal(signal.SIGHUP, lambda *_: None)
 
     def drain(self, grace_period: float) -> None:
         """Begin to drain. A second SIGTERM changes nothing, as some tools send it twice."""
@@ -2185,16 +2112,11 @@ class Process:
             os._exit(1)
         self.interrupted, self.drain_deadline = True, time.monotonic()
 
-    def hang_up(self, *_: object) -> None:
-        """Handle SIGHUP, which other servers take as a request to read their files again. whook
-        does that by itself every TICK."""
-
     def set_up(self, options: argparse.Namespace) -> None:
         """Load, prove and bind all that serving needs, and log it. Raises ConfigError."""
         self.grace_period = options.grace_period
-        log(
-            "INFO", "start", version=__version__, python=sys.version.split()[0], process=os.getpid()
-        )
+        python = sys.version.split()[0]
+        log("INFO", "start", version=__version__, python=python, process=os.getpid())
         start_watchdog()
         self.policies = Reloadable(
             "policies",
@@ -2203,7 +2125,13 @@ class Process:
             PolicySet.facts,
         )
         self.policies.make = load_policies
-        self.tls = Reloadable("tls", *tls_loader(options), ServingCertificate.facts, retry=True)
+        self.tls = Reloadable(
+            "tls",
+            lambda: read_tls(options),
+            functools.partial(load_tls, options),
+            ServingCertificate.facts,
+            retry=True,
+        )
         self.handle_signals()  # again: a module that a policy imports may have set others
         self.admission = Server(options.host, options.port, "--port", self.review, self.loop)
         self.admission.context = self.tls.value.context
@@ -2270,16 +2198,15 @@ class Process:
         """Evaluate a review that was complete at `since`, count it and log it."""
         outcome = "error"
         try:
-            answer = self.evaluate_and_render(request, policies, verb)
-            response = request.response
+            response = self.evaluate(request, policies, verb)
+            answer = Answer(200, response.body)
             outcome = "allowed" if response.allowed else "denied"
             outcome = "would_deny" if response.would_deny else outcome
         except PolicyError as error:
             answer = status_answer(error)
-            places = traceback_summary(error.__cause__) if error.__cause__ else ""
-            name, cause = error.policy.name, error.cause
-            log("ERROR", "policy", uid=request.uid, policy=name, error=error.summary, at=places)
-            self.metrics.add("whook_policy_errors_total", name, cause)
+            name, at = error.policy.name, traceback_summary(error.__cause__ or error)
+            log("ERROR", "policy", uid=request.uid, policy=name, error=error.summary, at=at)
+            self.metrics.add("whook_policy_errors_total", name, error.cause)
         duration = time.monotonic() - since
         self.metrics.review(path, request, outcome, duration)
         log(
@@ -2296,31 +2223,6 @@ class Process:
             duration=f"{duration * 1000:.2f}ms",
         )
         return answer
-
-    def evaluate_and_render(
-        self, request: Request, policies: Sequence[Policy], verb: Verb
-    ) -> Answer:
-        """Return the answer to a review: parsing, evaluating and rendering it have one time limit.
-
-        Raises PolicyError, or HTTPError 500 or 504 if the time was over before a policy ran."""
-        now = time.monotonic()
-        if now > request.deadline:
-            raise HTTPError(504, "the deadline passed before the review's turn came")
-        end = min(request.started + TIME_LIMIT, request.deadline)
-        try:
-            run = self._evaluate_and_render
-            answer: Answer = time_limit.run(end - now, run, request, policies, verb)
-            return answer
-        except PolicyTimeout as error:
-            if policy := request.response.policy:
-                reason = describe(error, policy.path)
-                raise PolicyError(policy, "time", reason) from error
-            raise HTTPError(500, f"the review took longer than {TIME_LIMIT:g} s") from None
-
-    def _evaluate_and_render(
-        self, request: Request, policies: Sequence[Policy], verb: Verb
-    ) -> Answer:
-        return Answer(200, render_review(request, self.evaluate(request, policies, verb)))
 
     # -- health
 
@@ -2365,15 +2267,6 @@ class Process:
 def _user_name(request: Request) -> str:
     name = request._fields["user_info"].get("username")
     return name if type(name) is str else ""
-
-
-def tls_loader(
-    options: argparse.Namespace,
-) -> tuple[Callable[[], Mapping[str, bytes]], Callable[[Mapping[str, bytes]], ServingCertificate]]:
-    """Return the two functions that read the TLS files and make a context of them."""
-    files = [file for file in (options.tls_cert, options.tls_key, options.client_ca) if file]
-    hint = f"`{_certs_command(options.tls_cert)}` makes a certificate and its key"
-    return lambda: read_files(files, hint), functools.partial(load_tls, options)
 
 
 # ---------------------------------------------------------------------------- 11 command line
@@ -2422,8 +2315,7 @@ def check(options: argparse.Namespace) -> int:
         print(f"{policy.name}: {', '.join(defined)} ({policy.path})")
     print(f"{len(loaded.policies)} policies, hash {loaded.digest}")
     if options.tls_cert and options.tls_key:
-        read, make = tls_loader(options)
-        facts = make(read()).facts()
+        facts = load_tls(options, read_tls(options)).facts()
         print(f"certificate for {facts['names']}, expires {facts['not_after']}")
     return 0
 
