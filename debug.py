@@ -152,7 +152,7 @@ def run(path: str, body: bytes, policies: whook.PolicySet) -> Result:
     try:
         request = call(path, body, policies)
         response = request.response
-        answer = whook.Answer(200, whook.render_review(request, response))
+        answer = whook.Answer(200, response.body)
     except whook.HTTPError as refusal:
         answer = whook.status_answer(refusal)
     result = result_of(answer, response, time.monotonic() - started)
@@ -602,6 +602,7 @@ class Desk:
             return whook.evaluate(request, policies, verb)
         else:
             request.response = _by_hand(decision, request)
+        request.response.body = whook.render_review(request, request.response)
         return request.response
 
     def holds(self, entry: Entry, request: whook.Request) -> bool:

@@ -323,8 +323,6 @@ def evaluate(
         if isinstance(fault.__cause__, KeyboardInterrupt):  # it was not the policy's fault
             raise KeyboardInterrupt from None
         raise
-    except whook.PolicyTimeout:  # before a policy ran
-        raise whook.HTTPError(500, f"the review took longer than {whook.TIME_LIMIT:g} s") from None
 
 
 def with_object(request: whook.Request, obj: Any) -> whook.Request:
