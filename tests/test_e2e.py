@@ -792,7 +792,11 @@ class PoliciesTest(unittest.TestCase):
         self.take_it_back()
 
     def roll_out_the_policies(self) -> None:
+        """While there is no pod, as nothing here ends the old ones."""
+        kubectl("scale deployment/whook -n whook --replicas=0")
+        wait_for(lambda: not get(f"pods -n whook -l {LABEL}=whook")["items"], "no pods", WITHIN)
         self.follow("set")
+        kubectl("scale deployment/whook -n whook --replicas=2")
         self.assertEqual(self.set_in_use(), "whook-policies-v2")
         item = get("configmap whook-policies-v2 -n whook")
         self.assertIs(item["immutable"], True)
