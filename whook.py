@@ -1,21 +1,21 @@
 #!/usr/bin/env python3
-"""whook: a Kubernetes admission webhook that one person can audit in one sitting.
+"""whook: a Kubernetes admission webhook that one person can audit in one evening.
 
-The API server posts an AdmissionReview over HTTPS; whook runs plain Python policies on the object
-in it and answers with a verdict and a base64 JSON Patch. Standard library only.
+The API server posts an AdmissionReview over HTTPS. whook runs plain Python policies on the object
+in it and answers with a verdict and a base64 JSON Patch. It uses the standard library only.
 
-Trust boundary: the bytes from the network are hostile until parse_review has accepted them. The
-policies, the certificate files and the command line are the operator's own and are trusted: a
-policy is code that runs with whook's rights. whook needs no right at all in the cluster.
+Trust boundary: bytes from the network are untrusted until parse_review() has accepted them. The
+policies, the certificate files and the command line belong to the operator and are trusted: a
+policy is code that runs with whook's rights. whook needs no rights in the cluster.
 
-What it will not do: call the API server, read a Secret, write a file, log an object, follow a URL,
-decide between fail-open and fail-closed (the webhook configuration's failurePolicy does that).
+whook never calls the API server, reads a Secret, writes a file, logs an object, follows a URL, or
+decides between fail-open and fail-closed (failurePolicy in the webhook configuration does that).
 
-What waits: one process with one thread has one loop, and the loop's select is all that waits.
-What is shared: nothing; there is no thread, no fork and no lock.
-What a stranger can size: nothing; section 2 has a bound for all that comes from outside.
+Concurrency: one process, one thread, one event loop. select() is the only blocking call. Nothing
+is shared, so there are no locks.
+Resource limits: section 2 has a bound for everything that external input can make large or slow.
 
-Sections, each using only what stands above it: 1 this text, 2 limits and log, 3 the review,
+Sections, each using only what is defined above it: 1 this text, 2 limits and log, 3 the review,
 4 policies, 5 JSON Patch, 6 evaluation, 7 HTTP, 8 TLS, 9 metrics, 10 the process, 11 command line.
 """
 
@@ -23,133 +23,140 @@ from __future__ import annotations
 
 import sys
 
-if sys.version_info < (3, 11):  # noqa: UP036  for who tries
-    sys.exit("whook: error: it needs Python 3.11 or later")
+if sys.version_info < (3, 11):  # noqa: UP036  an older Python gets this message, not a traceback
+    sys.exit("whook: error: whook needs Python 3.11 or later")
 
 import argparse
+import ast
 import base64
 import bisect
 import collections
 import contextlib
-import errno
 import faulthandler
 import functools
 import gc
 import hashlib
 import http.server
+import inspect
 import itertools
 import json
 import marshal
 import math
+import operator
 import os
 import random
 import re
 import select
 import selectors
+import shlex
 import signal
 import socket
+import socketserver
 import ssl
 import time
+import traceback
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, NoReturn, TypeVar
 
 __version__ = "1.0.0"
 
 # ---------------------------------------------------------------------------- 2 limits and log
-# Sizes are bytes, times are seconds.
+# Sizes are in bytes and times in seconds.
 
-MAX_BODY = 7 * 1024 * 1024  # a user's body may be 3 MiB, and a review can hold object and oldObject
-MAX_LINE = 8 * 1024  # of a request line or a header; the API server's longest is under 100
-MAX_HEAD = 32 * 1024  # of all lines before a body
+MAX_BODY = 7 * 1024 * 1024  # a user may send 3 MiB; a review can hold object and oldObject
+MAX_CONTAINERS = 500_000  # objects and lists in a body; each one uses 56 bytes of memory or more
+LARGE_BODY = 256 * 1024  # larger bodies have a queue of their own, and their containers counted
+MAX_LINE = 8 * 1024  # a request line or a header; the API server's longest is under 100
+MAX_HEAD = 32 * 1024  # the request line and all headers
 MAX_HEADERS = 64  # the API server sends six
-BODIES_HELD = 8  # bodies of full size that all connections together may have waiting
-MAX_CONNECTIONS = 1000
-MAX_REFUSING = 64  # connections over that bound that are told 503; past them they are closed
-BACKLOG = 1024
-RECORD = 16 * 1024  # what one TLS record holds at most: one recv() takes it whole
-# A phase that a connection is in, how long it may take, and how long while whook is half full.
-PATIENCE = {
-    "handshake": (10.0, 3.0),
-    "fresh": (100.0, 3.0),  # connected, and nothing was asked yet
-    "idle": (100.0, 100.0),  # longer than the 90 s after which the API server drops it
-    "head": (10.0, 3.0),
-    "body": (10.0, 10.0),  # a large one may be slow because we are
-    "waiting": (math.inf, math.inf),  # for us; its review has a deadline of its own
-    "write": (10.0, 3.0),
-    "linger": (2.0, 2.0),  # what still comes is thrown away, so that its sender sees the answer
+MAX_PATCH = 8 * 1024 * 1024  # paths and values of a review's patch; audit annotations likewise
+MAX_LIST_EDITS = 1000  # operations in one list; a list with more changes is replaced as a whole
+MAX_BUFFERED_BODIES = 8  # bodies of full size that may be in memory at a time, answers included
+MAX_CONNECTIONS = 1000  # on the admission port
+MAX_HEALTH_CONNECTIONS = 64  # the kubelet and Prometheus use a few
+BACKLOG = 1024  # connections that the kernel keeps for accept()
+STEP = 16 * 1024  # ciphertext that one step reads: 600 TLS KeyUpdate records take OpenSSL 5 ms
+WRITES_PER_STEP = 4  # times 64 KiB
+ACCEPTS_PER_TURN = 32
+HANDSHAKES_PER_TURN = 16  # a handshake takes about 1 ms of processor time
+STEP_SLICE = 0.02  # steps of connections, after which requests are evaluated
+HEALTH_SLICE = 0.005  # answers on the health port, per turn
+WORK_SLICE = 0.01  # evaluation, after which the loop looks at its sockets again
+LARGE_WAIT = 1.0  # how long smaller bodies may be evaluated before the next large one
+TICK = 0.5  # interval at which timeouts and files are checked
+# The states of a connection and how long it may stay in each. The order is the order of eviction.
+TIMEOUTS = {
+    "lingering": 2.0,
+    "handshake": 10.0,
+    "new": 100.0,  # Go opens connections in advance and keeps them like idle ones
+    "head": 10.0,
+    "body": 10.0,
+    "idle": 100.0,  # longer than the 90 s after which the API server closes it
+    "writing": 10.0,
+    "waiting": math.inf,  # until whook answers; the review's own deadline applies
 }
-LIFETIME = 60.0  # of a connection, about; then an answer closes it, so that new pods get some
-MAX_ANSWERS = 200  # on one connection: a client that prefers the last used keeps few, and busy
-MAX_TIMEOUT = 30.0  # of a review: admissionregistration.k8s.io/v1 allows no more
-DEFAULT_TIMEOUT = 10.0  # of a review without ?timeout=, as there
-BUDGET = 1.0  # what all policies of a review may take together, and loading after a change
-START_BUDGET = 10.0  # what loading may take at the start, when imports are cold
-RING = 0.05  # between two attempts to stop a policy
-STUCK_AFTER = 15.0  # a call into C that can't be stopped ends the process
-SLICE = 0.01  # of work, until the loop looks at its sockets again: health must be quick
-ACCEPTS = 32  # connections taken at a time
-READS = 16  # records, which may hold a byte each, taken from one connection at a time
-TICK = 0.5  # how often the loop looks after time-outs, files and its end
-SETTLE_TIME = 5.0  # while draining without connections, late ones are waited for
-GRACE_PERIOD = 95.0  # longer than those 90 s: no connection is cut that may still be used
-LOG_WRITE = 4096  # bytes that a pipe takes in one piece (PIPE_BUF)
-MAX_LOGGED = 256  # characters of a value in a log line
+MAX_CONNECTION_AGE = 60.0  # then an answer closes the connection, so that load reaches new pods
+MAX_REVIEW_TIMEOUT = 30.0  # admissionregistration.k8s.io/v1 allows no longer timeoutSeconds
+DEFAULT_REVIEW_TIMEOUT = 10.0  # of a review without ?timeout=, as in admissionregistration
+TIME_LIMIT = 1.0  # all work for one review; also loading policies after a change
+START_TIME_LIMIT = 10.0  # loading policies at the start
+ALARM_INTERVAL = 0.05  # between two attempts to interrupt a policy
+EXIT_DELAY = 2.0  # after a time limit, when code that swallows the interruption ends the process
+WATCHDOG = 8.0  # of processor time in one turn of the loop; then the process ends
+SETTLE_TIME = 5.0  # while draining without connections: wait for clients that still arrive
+GRACE_PERIOD = 95.0  # longer than those 90 s, so that no connection is closed while it is in use
+FINISH_TIME = 30.0  # after the grace period, for requests that were received before
+PIPE_BUF = 4096  # a write of at most this size to a pipe is atomic
+MAX_LOGGED = 256  # characters of a value in a log line, or ...
+MAX_LOGGED_LONG = 40  # ... of each value, if the line would not fit into PIPE_BUF
 MAX_MESSAGE = 4096  # characters of a denial, a warning or an error
 MAX_UID = 253
-MAX_WARNINGS = 4096  # how many are kept; the API server takes as many characters in all, or ...
+MAX_WARNINGS = 4096  # characters that the API server keeps of all warnings, or else ...
 MAX_WARNING = 256  # ... that many of each
-MAX_SERIES = 1000  # label combinations of a metric; what comes later is counted as "other"
+MAX_SERIES = 1000  # label combinations of a metric; further ones are counted as "other"
 
 
 class Log:
-    """Writes one line an event to standard error, as text or JSON.
+    """Writes one line per event to standard error, as text or JSON.
 
-    A line holds names, counts and messages, never an object: a Secret is an object. Values are cut
-    and escaped, so that nothing from outside can size a line or forge one. Nothing waits for who
-    reads: lines that can't be written at once are dropped and counted. While the loop runs, they
-    go out together, once a turn.
+    A line holds names, numbers and messages, never an object: an object may be a Secret. Values
+    are truncated and escaped, so that input can neither forge a line nor make it long. A line is
+    written only if standard error can take PIPE_BUF bytes at once, so that logging never blocks
+    and a line is never split; otherwise it is dropped and counted in `dropped`.
     """
 
     def __init__(self) -> None:
         self.format = "text"
-        self.together = False
         self.dropped = 0
-        self.waiting: list[str] = []
-        self.torn = False  # the last line that went out lacks its end
+        self.writable = select.poll() if hasattr(select, "poll") else None
+        if self.writable:
+            self.writable.register(2, select.POLLOUT)
 
     def __call__(self, level: str, event: str, **fields: object) -> None:
         now = time.time()
         stamp = f"{_utc_second(int(now))}.{int(now % 1 * 1000):03d}Z"
+        line = self._line(stamp, level, event, fields, MAX_LOGGED)
+        if len(line) > PIPE_BUF:
+            line = self._line(stamp, level, event, fields, MAX_LOGGED_LONG)[: PIPE_BUF - 1] + "\n"
+        try:
+            if self.writable and not self.writable.poll(0):
+                raise BlockingIOError
+            os.write(2, line.encode())
+        except OSError:  # the pipe is full, the disk is full, or the reader is gone
+            self.dropped += 1
+
+    def _line(self, stamp: str, level: str, event: str, fields: dict[str, Any], limit: int) -> str:
+        """Return the line. It is ASCII, so its length in bytes is its length in characters."""
         if self.format == "json":
-            cut = {k: v if type(v) in _SMALL else str(v)[:MAX_LOGGED] for k, v in fields.items()}
-            line = json.dumps({"time": stamp, "level": level, "event": event, **cut})
-        else:
-            pairs = [f"{key}={_quote(value)}" for key, value in fields.items()]
-            line = " ".join([stamp, level, event, *pairs])
-        self.waiting.append(line + "\n")
-        if not self.together:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what waits, in pieces that another process can't write into."""
-        text, self.waiting = "".join(self.waiting), []
-        data, start = ("\n" * self.torn + text).encode(), 0
-        with contextlib.suppress(OSError):  # a full disk, a closed pipe
-            while start < len(data) and _writable():
-                end = data.rfind(b"\n", start, start + LOG_WRITE) + 1 or start + LOG_WRITE
-                start += os.write(2, data[start:end])
-        self.torn = data[:start][-1:] != b"\n" if start else self.torn
-        self.dropped += data.count(b"\n", start)
-
-
-_SMALL = (int, float, bool)
-
-
-def _writable() -> bool:
-    """Whether standard error takes LOG_WRITE bytes at once. Windows can't tell."""
-    return os.name == "nt" or bool(select.select((), (2,), (), 0)[1])
+            values = {
+                key: value if type(value) in (int, float, bool) else str(value)[:limit]
+                for key, value in fields.items()
+            }
+            return json.dumps({"time": stamp, "level": level, "event": event, **values}) + "\n"
+        pairs = [f" {key}={_quote(value, limit)}" for key, value in fields.items()]
+        return f"{stamp} {level} {event}{''.join(pairs)}\n"
 
 
 @functools.lru_cache(maxsize=4)
@@ -157,33 +164,35 @@ def _utc_second(second: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
 
 
-_PLAIN = re.compile(r"[!#-<>-\[\]-~]+").fullmatch  # printable ASCII but space, quote, equals, \
+_PLAIN = re.compile(r"[!#-<>-\[\]-~]+").fullmatch  # printable ASCII without space, ", = and \
 
 
-def _quote(value: object) -> str:
-    text = str(value).lower() if type(value) is bool else str(value)[:MAX_LOGGED]
+def _quote(value: object, limit: int = MAX_LOGGED) -> str:
+    """Return the value as text, as a JSON string if it has any special character."""
+    text = str(value).lower() if type(value) is bool else str(value)[:limit]
     return text if _PLAIN(text) else json.dumps(text)
 
 
 log = Log()
 
 
-class Refusal(Exception):
-    """A request that gets no verdict: the HTTP status, and what the Status body says."""
+class HTTPError(Exception):
+    """A request that gets no verdict: its HTTP status and the message of its Status body."""
 
     def __init__(self, status: int, message: str, **headers: str) -> None:
         super().__init__(message)
         self.status, self.message, self.headers = status, message, headers
 
 
-def cut(text: str, limit: int = 100) -> str:
-    """A text from outside, short enough to be quoted in a message."""
+def truncate(text: str, limit: int = 100) -> str:
+    """Return at most `limit` characters of an untrusted text, for use in a message."""
     return text if len(text) <= limit else text[:limit] + "…"
 
 
-def where(error: BaseException) -> str:
-    """Where it was raised, innermost first, for the log: no text of the error, which may quote an
-    object, and no lines of source."""
+def traceback_summary(error: BaseException) -> str:
+    """Return the places of the error's traceback, innermost first, for the log.
+
+    The text of the error is left out because it may quote an object."""
     calls, step = [], error.__traceback__
     while step:
         code = step.tb_frame.f_code
@@ -196,7 +205,7 @@ def where(error: BaseException) -> str:
 
 
 class Kind(NamedTuple):
-    """What sort of object, as in `apps/v1, Deployment`."""
+    """The type of an object, such as `apps/v1, Deployment`."""
 
     group: str
     version: str
@@ -204,7 +213,7 @@ class Kind(NamedTuple):
 
 
 class Resource(NamedTuple):
-    """Which collection, as in `apps/v1, deployments`."""
+    """The collection of an object, such as `apps/v1, deployments`."""
 
     group: str
     version: str
@@ -212,30 +221,40 @@ class Resource(NamedTuple):
 
 
 class Denied(BaseException):
-    """Ends a review from within a policy; not an Exception, so that no policy swallows it."""
+    """Ends a review from within a policy. It is no Exception, so that few policies swallow it."""
 
 
 class Response:
-    """A verdict. `patch` is a list of JSON Patch operations, `audit` maps key to value, `spent`
-    maps a policy's name to the seconds that it took, `changed_by` to its number of operations,
-    `would_deny` to the message with which it would have denied, were this not /warn."""
+    """The verdict on a review, and notes on how it was reached.
+
+    `patch` is a list of JSON Patch operations and `audit` maps keys to values. `spent` maps the
+    name of each policy that ran to its seconds, `changed_by` to its number of operations, and
+    `would_deny` to the message with which it would have denied if the verb were not "warn".
+    `policy` is the policy that ran last.
+    """
 
     def __init__(self) -> None:
         self.allowed = True
         self.code, self.reason, self.message = 200, "", ""
         self.warnings: dict[str, None] = {}
         self.audit: dict[str, str] = {}
+        self.audit_size = 0
         self.patch: list[dict[str, Any]] = []
         self.spent: dict[str, float] = {}
         self.changed_by: dict[str, int] = {}
         self.would_deny: dict[str, str] = {}
+        self.policy: Policy | None = None
 
 
 class Request:
-    """One AdmissionReview's request, as a policy sees it, under the field's own names.
+    """The request of an AdmissionReview, with the API's field names in snake_case.
 
-    `deadline` is on time.monotonic()'s clock. `name` falls back on metadata.name, then on
-    metadata.generateName. `old_object` and `options` may be None.
+    `started` (when parsing began) and `deadline` are times of time.monotonic(). `name` is
+    request.name, or else metadata.name, or else metadata.generateName. `object`, `old_object` and
+    `options` may be None.
+
+    Each policy gets a view() of its own. The four fields that hold JSON are copied for a view when
+    it first reads them, so no policy sees what another one has written into them.
     """
 
     api_version: str
@@ -254,55 +273,78 @@ class Request:
     dry_run: bool
     options: dict[str, Any] | None
     deadline: float
+    started: float
 
-    def __init__(self, obj: dict[str, Any] | None, again: Callable[[], Any]) -> None:
-        """`again` makes another copy of the object, as it was sent; few policies ask for one."""
+    def __init__(
+        self, obj: dict[str, Any] | None, decode: Callable[[], Any], fields: Mapping[str, Any]
+    ) -> None:
+        """`decode` returns another copy of `obj`; `fields` are the other JSON fields."""
         self.response = Response()
         self.has_object = obj is not None  # False on DELETE
-        self._parsed, self._again = obj, again
-        self._object: dict[str, Any] | None = None
+        self._parsed, self._decode, self._fields = obj, decode, fields
 
-    @property
-    def object(self) -> Any:
-        """The object as the API server sent it; None on DELETE. Not what a policy edits."""
-        if self._object is None and self.has_object:
-            self._object = self._again()
-        return self._object
+    def __getattr__(self, name: str) -> Any:
+        """Copy a field that holds JSON when it is read for the first time."""
+        if name not in _COPIED_FIELDS:
+            raise AttributeError(f"'Request' object has no attribute {name!r}")
+        if name == "object":
+            value = self._decode() if self.has_object else None
+        else:
+            value = copy_json(self._fields[name])
+        vars(self)[name] = value
+        return value
 
-    def own_object(self) -> Any:
-        """The object, for the caller alone: what was parsed, or that parsed once more."""
+    def view(self) -> Request:
+        """Return the request for one policy; what the policy writes into it has no effect."""
+        view = object.__new__(Request)
+        vars(view).update({k: v for k, v in vars(self).items() if k not in _COPIED_FIELDS})
+        return view
+
+    def take_object(self) -> Any:
+        """Return the object for the caller to edit: as it was parsed, and later a copy of it."""
         parsed, self._parsed = self._parsed, None
-        return self._again() if parsed is None and self.has_object else parsed
+        return self._decode() if parsed is None and self.has_object else parsed
 
     def deny(self, message: str, code: int = 403, reason: str = "Forbidden") -> NoReturn:
-        """End the review: the API server refuses the user's request with this message, which
-        continues its sentence: lower case, no full stop. ValueError if code is no HTTP error."""
+        """End the review: the API server refuses the user's request with this message.
+
+        The message continues a sentence of the API server, so it starts in lower case and has no
+        full stop. Raises ValueError if `code` is not from 400 to 599."""
         if type(code) is not int or not 400 <= code <= 599:
             raise ValueError(f"deny code {code!r} is not between 400 and 599")
-        response, text = self.response, cut(str(message), MAX_MESSAGE)
-        response.reason, response.message = str(reason), text
+        response, text = self.response, truncate(str(message), MAX_MESSAGE)
+        response.reason, response.message = truncate(str(reason), MAX_MESSAGE), text
         response.allowed, response.code = False, code
         raise Denied(text)
 
     def warn(self, text: str) -> None:
-        """Show the user a line (kubectl: `Warning: …`). Control characters become spaces, as the
-        API server would drop the whole warning for one."""
+        """Show the user a warning (kubectl prints `Warning: …`).
+
+        Control characters become spaces, because the API server drops a warning that has one."""
         line = _CONTROL.sub(" ", str(text)[:MAX_MESSAGE]).strip()
         if line and len(self.response.warnings) < MAX_WARNINGS:
             self.response.warnings[line] = None
 
     def audit(self, key: str, value: Any) -> None:
-        """Put a value into the cluster's audit log. ValueError if the key can't be one there."""
+        """Add an annotation to the API server's audit log.
+
+        Raises ValueError if the API server would reject the key, or if all annotations together
+        are too large."""
         if not _AUDIT_KEY(key):
             raise ValueError(
                 f"audit key {key!r} must be 1 to 63 letters, digits, '-', '_' or '.', "
                 "with a letter or digit at both ends"
             )
-        self.response.audit[key] = str(value)
+        response, text = self.response, str(value)
+        response.audit_size += len(key) + len(text)
+        if response.audit_size > MAX_PATCH:
+            raise ValueError(f"the audit annotations are larger than {MAX_PATCH} characters")
+        response.audit[key] = text
 
 
 _API_VERSIONS = ("admission.k8s.io/v1", "admission.k8s.io/v1beta1")
 _OPERATIONS = ("CREATE", "UPDATE", "DELETE", "CONNECT")
+_COPIED_FIELDS = ("object", "old_object", "options", "user_info")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 _AUDIT_KEY = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?").fullmatch
 _TYPE_NAMES: dict[type, str] = {dict: "an object", str: "a string", bool: "true or false"}
@@ -310,72 +352,74 @@ _TYPE_NAMES |= {list: "a list", tuple: "a list", set: "a list", frozenset: "a li
 _TYPE_NAMES |= {int: "a whole number", float: "a number"}
 
 
-def freeze(value: Any) -> bytes:
-    """A JSON value as bytes that differ where it does: true, 1 and 1.0 are three values, which ==
-    says are one. Version 2 of the format has no back references, so equal values in equal order
-    give equal bytes. ValueError for what is no plain JSON type, or over 2000 levels deep."""
-    return marshal.dumps(value, 2)
+def copy_json(value: Any) -> Any:
+    """Return a copy of a JSON value that shares no object or list with it or within itself.
+
+    marshal's version 2 records no references, so a value that occurs twice becomes two. Raises
+    ValueError if a type is not one of marshal's or the nesting is too deep."""
+    return _loads(marshal.dumps(value, 2))
 
 
-thaw: Callable[[Any], Any] = marshal.loads  # only ever reads what was frozen here
-Frozen = bytes | dict[str, bytes]  # a field of an object: an object's own fields one by one
+_loads: Callable[[Any], Any] = marshal.loads  # reads nothing but the output of marshal.dumps() here
 
 
-def freeze_field(value: Any) -> Frozen:
-    """A field of an object, with what is in it apart (metadata.labels, spec.containers), so that
-    only what changes is looked at closely.
+def same_json(one: Any, other: Any) -> bool:
+    """Return True if two JSON values are equal and of the same types: 1, 1.0 and true differ."""
+    if type(one) is not type(other) or one != other:
+        return False
+    return type(one) not in (dict, list) or _canonical(one) == _canonical(other)
 
-    Equal bytes mean equal values, but not the other way round: version 4 writes a value that is
-    referred to twice in another way. It takes half the time of version 2. Refusal if too deep."""
+
+def _canonical(value: Any) -> object:
+    """Return bytes that are equal for equal JSON values with the same order of keys."""
     try:
-        if type(value) is dict:
-            return {key: marshal.dumps(item, 4) for key, item in value.items()}
-        return marshal.dumps(value, 4)
-    except ValueError:
-        raise Refusal(400, "the object is nested too deeply") from None
-
-
-def thaw_field(frozen: Frozen) -> Any:
-    return {k: thaw(v) for k, v in frozen.items()} if type(frozen) is dict else thaw(frozen)
+        return marshal.dumps(value, 2)
+    except ValueError:  # not JSON, or nested too deeply
+        return object()
 
 
 def parse_review(body: bytes | bytearray, deadline: float = math.inf) -> Request:
-    """The Request in the bytes of an AdmissionReview, v1 or v1beta1; Refusal (400) of all else."""
+    """Return the request in an AdmissionReview, v1 or v1beta1. Raises HTTPError 400 or 413."""
+    started = time.monotonic()
+    if len(body) > LARGE_BODY and body.count(b"{") + body.count(b"[") > MAX_CONTAINERS:
+        raise HTTPError(413, f"the body has more than {MAX_CONTAINERS} objects and lists")
     review = _decode(body)
     if type(review) is not dict or review.get("kind") != "AdmissionReview":
-        raise Refusal(400, "the body is not an AdmissionReview: its kind must say so")
+        raise HTTPError(
+            400, 'the body is not an AdmissionReview: its kind must be "AdmissionReview"'
+        )
     if review.get("apiVersion") not in _API_VERSIONS:
-        raise Refusal(400, f"apiVersion must be one of {', '.join(_API_VERSIONS)}")
+        raise HTTPError(400, f"apiVersion must be one of {', '.join(_API_VERSIONS)}")
     fields = review.get("request")
     if type(fields) is not dict:
-        raise Refusal(400, "the AdmissionReview has no request")
+        raise HTTPError(400, "the AdmissionReview has no request")
     obj = _field(fields, "object", dict, None)
-    request = Request(obj, lambda: _decode(body)["request"]["object"])
-    request.api_version, request.deadline = review["apiVersion"], deadline
+    copied = {
+        "user_info": _field(fields, "userInfo", dict, {}),
+        "old_object": _field(fields, "oldObject", dict, None),
+        "options": _field(fields, "options", dict, None),
+    }
+    request = Request(obj, lambda: _decode(body)["request"]["object"], copied)
+    request.api_version = review["apiVersion"]
+    request.started, request.deadline = started, deadline
     request.uid = _field(fields, "uid", str, "")
     if not 0 < len(request.uid) <= MAX_UID:
-        raise Refusal(400, "request.uid is " + ("too long" if request.uid else "missing"))
+        raise HTTPError(400, "request.uid is " + ("too long" if request.uid else "missing"))
     request.operation = _field(fields, "operation", str, "")
     if request.operation not in _OPERATIONS:
-        raise Refusal(400, f"request.operation must be one of {', '.join(_OPERATIONS)}")
+        raise HTTPError(400, f"request.operation must be one of {', '.join(_OPERATIONS)}")
     if obj is None and request.operation in ("CREATE", "UPDATE"):
-        raise Refusal(400, f"request.object is missing, which {request.operation} needs")
+        raise HTTPError(400, f"request.object is missing; {request.operation} needs it")
     request.kind = _names(Kind, fields, "kind")
     request.resource = _names(Resource, fields, "resource")
     request.sub_resource = _field(fields, "subResource", str, "")
-    request.request_kind = request.kind  # as a v1beta1 API server means it, and nearly always
-    if fields.get("requestKind") not in (None, fields.get("kind")):
-        request.request_kind = _names(Kind, fields, "requestKind")
-    request.request_resource = request.resource
-    if fields.get("requestResource") not in (None, fields.get("resource")):
-        request.request_resource = _names(Resource, fields, "requestResource")
+    # requestKind and requestResource are optional; without them nothing was converted.
+    request.request_kind = _names(Kind, fields, "requestKind", "kind")
+    request.request_resource = _names(Resource, fields, "requestResource", "resource")
     request.request_sub_resource = _field(fields, "requestSubResource", str, "")
     request.namespace = _field(fields, "namespace", str, "")
     request.name = _field(fields, "name", str, "") or _own_name(obj)
-    request.user_info = _field(fields, "userInfo", dict, {})
-    request.old_object = _field(fields, "oldObject", dict, None)
     request.dry_run = _field(fields, "dryRun", bool, False)
-    request.options = _field(fields, "options", dict, None)
     return request
 
 
@@ -383,12 +427,12 @@ def _decode(body: bytes | bytearray) -> Any:
     try:
         return _DECODER.decode(body.decode())
     except UnicodeDecodeError:
-        raise Refusal(400, "the body is not UTF-8") from None
+        raise HTTPError(400, "the body is not UTF-8") from None
     except RecursionError:
-        raise Refusal(400, "the body is nested too deeply") from None
-    except ValueError as error:  # JSONDecodeError is one; so is an integer of over 4300 digits
-        reason = cut(str(error).partition(";")[0]) if body else "it is empty"
-        raise Refusal(400, f"the body is not JSON: {reason}") from None
+        raise HTTPError(400, "the body is nested too deeply") from None
+    except ValueError as error:  # a JSONDecodeError, or an integer of more than 4300 digits
+        reason = truncate(str(error).partition(";")[0]) if body else "it is empty"
+        raise HTTPError(400, f"the body is not JSON: {reason}") from None
 
 
 def _reject_number(text: str) -> NoReturn:
@@ -408,19 +452,21 @@ def _field(fields: dict[str, Any], key: str, kind: type, default: Any) -> Any:
     if value is None:
         return default
     if type(value) is not kind:
-        raise Refusal(400, f"request.{key} must be {_TYPE_NAMES[kind]}")
+        raise HTTPError(400, f"request.{key} must be {_TYPE_NAMES[kind]}")
     return value
 
 
 Names = TypeVar("Names", Kind, Resource)
 
 
-def _names(what: type[Names], fields: dict[str, Any], key: str) -> Names:
+def _names(names: type[Names], fields: dict[str, Any], key: str, instead: str = "") -> Names:
+    """Return the names in request.KEY, or in another field if that one is missing."""
+    key = key if fields.get(key) is not None else instead or key
     values = _field(fields, key, dict, {})
-    found: list[Any] = [values.get(name, "") for name in what._fields]
+    found: list[Any] = [values.get(name, "") for name in names._fields]
     if {*map(type, found)} != {str}:
-        raise Refusal(400, f"{', '.join(what._fields)} in request.{key} must be strings")
-    return what(*found)
+        raise HTTPError(400, f"{', '.join(names._fields)} in request.{key} must be strings")
+    return names(*found)
 
 
 def _own_name(obj: dict[str, Any] | None) -> str:
@@ -435,7 +481,7 @@ _ENCODE = json.JSONEncoder(separators=(",", ":"), allow_nan=False, check_circula
 
 
 def render_review(request: Request, response: Response) -> bytes:
-    """The AdmissionReview that answers `request`, in the version that asked."""
+    """Return the AdmissionReview that answers `request`, in the version of the request."""
     answer: dict[str, Any] = {"uid": request.uid, "allowed": response.allowed}
     if not response.allowed:
         answer["status"] = {
@@ -455,7 +501,7 @@ def render_review(request: Request, response: Response) -> bytes:
 
 
 def _fitting(warnings: list[str]) -> list[str]:
-    """What the API server keeps: all of them up to 4096 characters, else each cut to 256."""
+    """Return the warnings that the API server keeps: all, or the start of each if they are long."""
     if sum(map(len, warnings)) <= MAX_WARNINGS:
         return warnings
     return [warning[:MAX_WARNING] for warning in warnings][: MAX_WARNINGS // MAX_WARNING]
@@ -464,105 +510,92 @@ def _fitting(warnings: list[str]) -> list[str]:
 # ---------------------------------------------------------------------------- 4 policies
 
 
-class SetupError(Exception):
-    """Why whook can't start, or can't take a change: a message, and a hint what to do."""
+class ConfigError(Exception):
+    """The reason why whook can't start or can't use changed files, and a hint what to do."""
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)
         self.message, self.hint = message, hint
 
 
-class TimeUp(BaseException):
-    """Raised inside a policy that is to stop; not an Exception, so that few policies swallow it."""
+class PolicyTimeout(BaseException):
+    """Raised in code that exceeds a time limit; no Exception, so that few policies swallow it."""
 
 
-set_handler: Any = signal.signal  # main() hides them from policies
-set_timer: Any = getattr(signal, "setitimer", None)
+class TimeLimit:
+    """Interrupts code that runs for too long, by a repeating SIGALRM.
 
-
-class Budget:
-    """The seconds that policies may take together; who is at work when they are over is stopped.
-
-    A timer's signal raises TimeUp in it, again and again until it lets go. From the second time on
-    every line that it still runs raises TimeUp too, as `while True:` around `try: sleep(9)` with a
-    bare `except:` would be met inside its `try` for ever. whook's own code is never interrupted.
-    Nothing is stopped where there is no such timer (Windows), in another thread than the first,
-    and while a debugger is at work: somebody stands at a breakpoint.
+    While `running` is true, each alarm raises PolicyTimeout wherever the code is, so code that
+    swallows the exception is interrupted again; if it still runs EXIT_DELAY after its limit, the
+    process logs where and exits. While `running` is false, an alarm does nothing. CPython calls
+    signal handlers only at function calls and backward jumps, so an alarm can't fall between the
+    end of the code and `running = False`. A call into C is interrupted only if it checks for
+    signals, as time.sleep() and re do; the watchdog of section 10 is for the others.
     """
 
     def __init__(self) -> None:
-        self.obeyed = False  # the signal's handler is set
-        self.seconds = 0.0
-        self.over = False  # the time is up
-        self.lines: dict[str, int] = {}  # where, by file: filled when somebody had to be stopped
+        self.enabled = hasattr(signal, "setitimer")  # --debug-policies and Windows: no limit
+        self.running = False
+        self.expired = False  # an alarm was raised since run() was called
+        self.seconds = self.end = 0.0
+        self.lines: dict[str, int] = {}  # by file: the line at which the first alarm was raised
 
-    def __call__(self, seconds: float) -> Budget:
-        """To be entered with so many seconds from then on."""
-        self.seconds, self.over, self.lines = seconds, False, {}
-        return self
+    def run(self, seconds: float, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Return function(*arguments). Raises PolicyTimeout if it takes longer than `seconds`.
 
-    def __enter__(self) -> Budget:
+        A call from within a function that has a limit keeps to that limit."""
+        if self.running:
+            return function(*arguments)
+        self.seconds, self.end = seconds, time.monotonic() + seconds
+        self.expired, self.lines = False, {}
         try:
-            if not self.obeyed:
-                set_handler(signal.SIGALRM, self.ring)
-                self.obeyed = True
-            set_timer(signal.ITIMER_REAL, max(self.seconds, RING), RING)
-        except (ValueError, AttributeError):
-            pass  # another thread, Windows
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.obeyed:
-            set_timer(signal.ITIMER_REAL, 0)
-
-    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What the function returns; TimeUp if it took too long, or the time was up before."""
-        if self.over:
-            raise TimeUp
-        try:
+            self.running = self.arm()
             return function(*arguments)
         finally:
-            if self.lines:
-                sys.settrace(None)
+            self.running = False
+            if self.enabled:
+                signal.setitimer(signal.ITIMER_REAL, 0)
 
-    def ring(self, number: int, frame: types.FrameType | None) -> None:
-        """The timer's signal: interrupt what call() called."""
-        if sys.gettrace() not in (None, self.trace) or _monitored():
-            self.__exit__()
-            return faulthandler.cancel_dump_traceback_later()
-        self.over, frames = True, []
-        while frame and frame.f_code is not Budget.call.__code__:
-            frames.append(frame)
-            frame = frame.f_back
-        if not frame or not frames or frames[0].f_code.co_filename == __file__:
-            return None  # whook itself is at work
-        if self.lines:
-            for each in frames:
-                each.f_trace = self.trace
-            sys.settrace(self.trace)
-        else:
-            self.lines = {each.f_code.co_filename: each.f_lineno for each in reversed(frames)}
-        raise TimeUp
+    def arm(self) -> bool:
+        """Set handler and timer, which a policy may have changed. Return False if whook can't."""
+        if not self.enabled:
+            return False
+        try:
+            signal.signal(signal.SIGALRM, self.on_alarm)
+        except ValueError:  # called by another program, in another thread than the first
+            return False
+        left = max(self.end - time.monotonic(), 0.001)
+        signal.setitimer(signal.ITIMER_REAL, left, ALARM_INTERVAL)
+        return True
 
-    def trace(self, frame: types.FrameType, event: str, argument: object) -> Any:
-        if event == "line":
-            raise TimeUp
-        return self.trace
-
-
-def _monitored() -> bool:
-    """Whether a debugger is at work that uses sys.monitoring, as pdb does from 3.14 on."""
-    monitoring = getattr(sys, "monitoring", None)
-    return bool(monitoring and monitoring.get_tool(monitoring.DEBUGGER_ID))
+    def on_alarm(self, number: int, frame: types.FrameType | None) -> None:
+        if not self.running:
+            return
+        lines = {step.f_code.co_filename: step.f_lineno for step in reversed(_frames(frame))}
+        if time.monotonic() > self.end + EXIT_DELAY:
+            places = " < ".join(f"{os.path.basename(name)}:{line}" for name, line in lines.items())
+            log("ERROR", "exit", error="code can't be interrupted after its time limit", at=places)
+            os._exit(1)
+        self.lines = self.lines if self.expired else lines
+        self.expired = True
+        raise PolicyTimeout
 
 
-budget = Budget()
+def _frames(frame: types.FrameType | None) -> list[types.FrameType]:
+    frames = []
+    while frame:
+        frames.append(frame)
+        frame = frame.f_back
+    return frames
+
+
+time_limit = TimeLimit()
 
 PolicyFunction = Callable[[Any, Request], object]
 
 
 class Policy(NamedTuple):
-    """One policy file: its name is the file's, without `.py`."""
+    """One policy file. Its name is the file's, without `.py`."""
 
     name: str
     path: str
@@ -577,162 +610,231 @@ class PolicySet(NamedTuple):
     digest: str = ""
 
     def find(self, verb: str, name: str) -> Sequence[Policy]:
-        """The policies behind /verb or /verb/name; Refusal (404) where there is none."""
+        """Return the policies for the path /verb or /verb/name. Raises HTTPError 404."""
         if not name:
             return self.policies
         function = "mutate" if verb == "mutate" else "validate"
         for policy in self.policies:
-            if policy.name == name and getattr(policy, function):
+            if policy.name == name and getattr(policy, function) is not None:
                 return (policy,)
-        raise Refusal(404, f'there is no policy "{name}" that defines {function}')
+        raise HTTPError(404, f'there is no policy "{name}" that defines {function}')
 
     def facts(self) -> dict[str, object]:
         return {"names": ",".join(policy.name for policy in self.policies), "hash": self.digest}
 
 
 def read_files(paths: Iterable[str], hint: str) -> dict[str, bytes]:
-    """The files' contents; SetupError names the one that can't be read."""
+    """Return the contents of files. Raises ConfigError that names the file it can't read."""
     try:
         return {path: Path(path).read_bytes() for path in paths}
     except OSError as error:
-        raise SetupError(f"can't read {error.filename}: {error.strerror}", hint) from None
+        raise ConfigError(f"can't read {error.filename}: {error.strerror}", hint) from None
 
 
 def read_sources(paths: Iterable[str]) -> dict[str, bytes]:
-    """The content of every policy file behind `paths`, files or folders, by file, and of the
-    NAME.json beside it that sets its constants; SetupError where there is no policy. A folder's
-    names that start with a dot or an underscore are left out."""
+    """Return the contents of all policy files in `paths`, which are files or folders, by path.
+
+    The file NAME.json beside a policy NAME.py holds its parameters and is included. In a folder,
+    names that start with a dot or an underscore are left out. Raises ConfigError if a folder has
+    no policy or a file can't be read."""
     files: list[str] = []
     for path in paths:
         found = [path]
         if os.path.isdir(path):
             found = [str(p) for p in Path(path).glob("*.py") if p.name[0] not in "._"]
+        elif not path:
+            raise ConfigError("the name of a policy file is empty", _POLICY_HINT)
         if not found:
-            raise SetupError(f"no policy (*.py) in folder {path}", "name a file, or leave it out")
+            raise ConfigError(f"no policy (*.py) in folder {path}", "name a file, or leave it out")
         files += found
     files += [beside for beside in map(parameters_of, files) if os.path.exists(beside)]
-    return read_files(files, "--policy takes a Python file, or a folder with some")
+    return read_files(files, _POLICY_HINT)
+
+
+_POLICY_HINT = "--policy takes a Python file, or a folder with Python files"
 
 
 def parameters_of(path: str) -> str:
-    """The file with the parameters of the policy in `path`: NAME.json beside NAME.py."""
+    """Return the path of the parameters of the policy in `path`: NAME.json beside NAME.py."""
     return str(Path(path).with_suffix(".json"))
 
 
-def load_policies(sources: Mapping[str, bytes], seconds: float = BUDGET) -> PolicySet:
-    """Run each source and take its functions; SetupError names the file that is no policy, or sets
-    what its policy doesn't have. All of them together have so many seconds."""
+def load_policies(sources: Mapping[str, bytes], seconds: float = TIME_LIMIT) -> PolicySet:
+    """Run each source and take its functions, all within so many seconds.
+
+    Raises ConfigError that names the file, if it does not load, is not a policy, or has parameters
+    that don't fit."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    if here not in sys.path:  # with PYTHONSAFEPATH; policies import objects.py from there
+        sys.path.append(here)
     files = [path for path in sources if not path.endswith(".json")]
     files.sort(key=lambda path: (Path(path).stem, path))
-    with budget(seconds):
-        policies = [_load_policy(path, sources) for path in files]
+    policies: list[Policy] = []
+    try:
+        time_limit.run(seconds, lambda: policies.extend(_load(path, sources) for path in files))
+    except PolicyTimeout as error:  # a policy that swallowed it the first time, or whook's own work
+        raise _load_error(files[min(len(policies), len(files) - 1)], error) from error
     for one, other in itertools.pairwise(policies):
         if one.name == other.name:
-            raise SetupError(
+            raise ConfigError(
                 f'two policies are named "{one.name}": {one.path} and {other.path}',
                 "rename one of the files",
             )
     return PolicySet(tuple(policies), digest_of(sources))
 
 
-def _load_policy(path: str, sources: Mapping[str, bytes]) -> Policy:
+def _load(path: str, sources: Mapping[str, bytes]) -> Policy:
     name = Path(path).stem
     if not re.fullmatch("[A-Za-z0-9._-]{1,200}", name):
-        raise SetupError(
+        raise ConfigError(
             f"policy {path} can't be named in a path like /mutate/NAME",
             "use letters, digits, '-', '_' and '.'",
         )
     module = types.ModuleType(f"policy {name}")
     module.__file__ = path
-    sys.modules[module.__name__] = module  # where a dataclass looks up its annotations
-    given = sources.get(parameters_of(path))
-    constants = None if given is None else Constants(parameters_of(path), vars(module), given)
+    before = sys.modules.get(module.__name__)
+    sys.modules[module.__name__] = module  # dataclasses look up their annotations there
     try:
-        code = compile(sources[path], path, "exec", dont_inherit=True)
-        budget.call(exec, code, vars(module), constants)
-    except SetupError:
-        raise
-    except BaseException as error:  # an import may raise SystemExit, too
-        raise SetupError(
-            f"policy {path} does not load: {describe(error, path)}",
-            "run it with python to see the whole error",
-        ) from error
-    if constants is not None and constants.unused:
-        raise SetupError(
-            f"{constants.path} sets {min(constants.unused)}, which {path} does not",
-            "only upper-case names that the source sets can be set",
-        )
-    return Policy(name, path, *_functions(module, path))
-
-
-def _functions(module: types.ModuleType, path: str) -> list[Any]:
-    found = [getattr(module, verb, None) for verb in ("mutate", "validate")]
-    functions = [function if callable(function) else None for function in found]
-    if not any(functions):
-        raise SetupError(
+        tree = ast.parse(sources[path], path)
+        if (given := sources.get(parameters_of(path))) is not None:
+            vars(module)[_PARAMETER] = _set_parameters(tree, path, given)
+        time_limit.arm()
+        exec(compile(tree, path, "exec", dont_inherit=True), vars(module))  # noqa: S102
+        functions = [_function(module, path, verb) for verb in ("mutate", "validate")]
+        if time_limit.expired:  # the policy swallowed it
+            raise PolicyTimeout
+    except BaseException as error:  # an import may raise anything, SystemExit included
+        del sys.modules[module.__name__]
+        if before:
+            sys.modules[module.__name__] = before
+        raise error if isinstance(error, ConfigError) else _load_error(path, error) from error
+    if all(function is None for function in functions):
+        raise ConfigError(
             f"policy {path} defines neither mutate nor validate",
-            "a policy is a file with `def mutate(obj, request):`, or validate, or both",
+            "a policy is a file that defines mutate(obj, request), validate(obj, request), or both",
         )
-    for function in functions:
-        if getattr(getattr(function, "__code__", None), "co_flags", 0) & _LATER:
-            raise SetupError(
-                f"policy {path}: a function that is async, or yields, would never run",
-                "a policy is a plain function",
-            )
-    return functions
+    return Policy(name, path, *functions)
 
 
-_LATER = 0x20 | 0x80 | 0x200  # flags of generators, coroutines, async generators; see inspect
+def _load_error(path: str, error: BaseException) -> ConfigError:
+    command = f"python {shlex.quote(__file__)} --check --policy {shlex.quote(path)}"
+    return ConfigError(
+        f"policy {path} does not load: {describe(error, path)}",
+        f"see the traceback with: {command}",
+    )
 
 
-class Constants(dict[str, Any]):
-    """Where a policy's source sets its names, if there is a NAME.json: what that says of the
-    upper-case ones takes the place of what the source says. SetupError if they differ in type."""
-
-    def __init__(self, path: str, names: dict[str, Any], parameters: bytes) -> None:
-        self.path, self.names = path, names
+def _function(module: types.ModuleType, path: str, verb: str) -> Any:
+    """Return a policy's function, or None. Raises ConfigError if it can't be called as one."""
+    function = vars(module).get(verb)
+    if not callable(function):
+        return None
+    reason = ""
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        reason = "is async, and would never run"
+    elif inspect.isgeneratorfunction(function):
+        reason = "contains yield, and would never run"
+    else:
         try:
-            self.given = json.loads(parameters)
-        except (ValueError, RecursionError) as error:
-            raise SetupError(f"{path} is not JSON: {error}", "an object, by constant") from None
-        if type(self.given) is not dict:
-            raise SetupError(f"{path} is not a JSON object", 'as in {"LIMIT": 5}')
-        self.unused = {*self.given}
+            inspect.signature(function).bind(None, None)
+        except TypeError as error:
+            reason = f"can't be called with two arguments: {error}"
+        except ValueError:
+            pass  # a function of C that has no signature
+    if reason:
+        raise ConfigError(f"policy {path}: {verb} {reason}", f"write `def {verb}(obj, request):`")
+    return function
 
-    def __setitem__(self, name: str, value: Any) -> None:
-        if name in self.given and name.isupper():
-            value = self.parameter(name, type(value))
-        self.names[name] = value
 
-    def __delitem__(self, name: str) -> None:
-        del self.names[name]
+_PARAMETER = "<parameter>"  # no name that a policy's source can use
 
-    def parameter(self, name: str, kind: type) -> Any:
-        """The value for a constant; a list may stand for a tuple or a set, 1 for 1.0."""
-        value = self.given[name]
-        self.unused.discard(name)
-        if (type(value), kind) in _CONVERTED:
-            with contextlib.suppress(TypeError):  # a set of lists
-                return kind(value)
-        if type(value) is not kind:
-            wanted = _TYPE_NAMES.get(kind, f"left out: JSON has no {kind.__name__}")
-            raise SetupError(f"{name} in {self.path} must be {wanted}", "as in the policy's source")
-        return value
+
+def _set_parameters(tree: ast.Module, path: str, content: bytes) -> Callable[[str, Any], Any]:
+    """Insert `NAME = <parameter>("NAME", NAME)` after each assignment to a constant of NAME.json.
+
+    Constants that are computed from a parameter follow it that way. Return the function to be
+    called as <parameter>. Raises ConfigError if a name is not assigned on the module's level."""
+    file = parameters_of(path)
+    try:
+        given = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"{file} is not JSON: {error}", "give an object of constants: {...}"
+        ) from None
+    if type(given) is not dict:
+        raise ConfigError(f"{file} is not a JSON object", 'give constants, as in {"LIMIT": 5}')
+    found = _insert_calls(tree, {name for name in given if name.isupper()})
+    if unused := sorted({*given} - found):
+        raise ConfigError(
+            f"{file} sets {unused[0]}, which {path} does not",
+            "a parameter sets an upper-case name that the policy's source assigns",
+        )
+    return lambda name, value: _parameter(file, name, given[name], type(value))
+
+
+def _insert_calls(block: ast.AST, names: set[str]) -> set[str]:
+    """Insert the calls into a block of statements and its inner blocks, except those of functions
+    and classes. Return the names that are assigned."""
+    found: set[str] = set()
+    for field, value in ast.iter_fields(block):
+        if not isinstance(value, list):
+            continue
+        statements: list[ast.AST] = []
+        for statement in value:
+            statements.append(statement)
+            if isinstance(statement, ast.Assign | ast.AnnAssign | ast.AugAssign):
+                assigned = _assigned_names(statement) & names
+                source = "\n".join(f"{name} = _({name!r}, {name})" for name in sorted(assigned))
+                for call in ast.parse(source).body:
+                    call.value.func.id = _PARAMETER  # type: ignore[attr-defined]
+                    for node in ast.walk(call):
+                        ast.copy_location(node, statement)
+                    statements.append(call)
+                found |= assigned
+            elif isinstance(statement, ast.AST) and not isinstance(statement, _SCOPES):
+                found |= _insert_calls(statement, names)
+        setattr(block, field, statements)
+    return found
+
+
+_SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.expr)
+
+
+def _assigned_names(statement: ast.Assign | ast.AnnAssign | ast.AugAssign) -> set[str]:
+    if isinstance(statement, ast.AnnAssign) and statement.value is None:
+        return set()
+    targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+    nodes = [node for target in targets for node in ast.walk(target)]
+    return {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+
+
+def _parameter(file: str, name: str, value: Any, kind: type) -> Any:
+    """Return a parameter in the type that its constant has: a JSON list can set a tuple or a set,
+    and a whole number a float. Raises ConfigError if the types differ."""
+    if (type(value), kind) in _CONVERTED:
+        with contextlib.suppress(TypeError):  # a set of lists
+            return kind(value)
+    if type(value) is not kind:
+        wanted = _TYPE_NAMES.get(kind, f"left out: JSON has no {kind.__name__}")
+        raise ConfigError(f"{name} in {file} must be {wanted}", "as in the policy's source")
+    return value
 
 
 _CONVERTED = {(list, tuple), (list, set), (list, frozenset), (int, float)}
 
 
 def describe(error: BaseException, path: str) -> str:
-    """What went wrong in the file at `path`, and on which of its lines."""
+    """Return what went wrong in the file at `path`, and on which of its lines."""
     line, step = 0, error.__traceback__
     while step:
         line = step.tb_lineno if step.tb_frame.f_code.co_filename == path else line
         step = step.tb_next
     if isinstance(error, SyntaxError):
         line = error.lineno or line
-    if budget.over and (budget.lines or isinstance(error, TimeUp)):
-        line, text = budget.lines.get(path, line), f"stopped: it had {budget.seconds:.3g} s"
+    if time_limit.expired:
+        line = time_limit.lines.get(path, 0)
+        text = f"timed out after {time_limit.seconds:.3g} s"
+        text += "" if line else " while whook processed what it did"
     else:
         text = f"{type(error).__name__}: {_text_of(error)}"
     return f"line {line}: {text}" if line else text
@@ -740,13 +842,13 @@ def describe(error: BaseException, path: str) -> str:
 
 def _text_of(error: BaseException) -> str:
     try:
-        return str(budget.call(str, error))[:500]
-    except BaseException:  # the policy's own __str__ failed
+        return str(error)[:500]
+    except BaseException:  # the __str__ of a policy's exception failed
         return "?"
 
 
 def digest_of(contents: Mapping[str, bytes]) -> str:
-    """A short hash over file names and contents: equal exactly where nothing changed."""
+    """Return a short hash of file names and contents."""
     digest = hashlib.sha256()
     for path in sorted(contents):
         digest.update(f"{path}\0{len(contents[path])}\0".encode("utf-8", "surrogateescape"))
@@ -754,146 +856,208 @@ def digest_of(contents: Mapping[str, bytes]) -> str:
     return digest.hexdigest()[:12]
 
 
+T = TypeVar("T")
+
+
+class Reloadable(Generic[T]):
+    """A value made from files, such as the TLS context, that follows changes of the files.
+
+    `value` is the last good one. The constructor raises ConfigError if the first one fails."""
+
+    def __init__(
+        self,
+        what: str,
+        read: Callable[[], Mapping[str, bytes]],
+        make: Callable[[Mapping[str, bytes]], T],
+        facts: Callable[[T], dict[str, object]] = lambda value: {},
+        retry: bool = False,
+    ) -> None:
+        """`facts` returns the log fields for a value. With `retry`, files that fail are tried again
+        although they have not changed: a certificate may become valid."""
+        self.what, self.read, self.make, self.facts, self.retry = what, read, make, facts, retry
+        contents = read()
+        self.value, self.loaded, self.failed = make(contents), digest_of(contents), ""
+        self.errors, self.last_error, self.loaded_at = 0, "", time.time()
+        log("INFO", what, **facts(self.value))
+
+    def refresh(self) -> None:
+        """Make a new value if the files have changed; keep the old one if that fails in any way.
+
+        A mounted Secret replaces a link to a whole folder, perhaps while its files are being read;
+        so the files are used only if they are the same when they are read a second time."""
+        try:
+            contents = self.read()
+            digest = digest_of(contents)
+            if digest == self.failed or (digest == self.loaded and not self.last_error):
+                return
+            if self.read() != contents:
+                return
+            self.failed = "" if self.retry else digest
+            if digest != self.loaded:
+                self.value = self.make(contents)
+            self.loaded, self.failed, self.loaded_at = digest, "", time.time()
+            self.last_error = ""
+            log("INFO", "reloaded", what=self.what, **self.facts(self.value))
+        except ConfigError as error:
+            self._fail(error.message, error.hint)
+        except Exception as error:
+            text = f"{type(error).__name__} at {traceback_summary(error)}"
+            self._fail(text, "this is a bug in whook; the last good value stays in use")
+
+    def _fail(self, error: str, hint: str) -> None:
+        if error != self.last_error:
+            self.last_error, self.errors = error, self.errors + 1
+            log("ERROR", "reload", what=self.what, error=error, hint=hint)
+
+
 # ---------------------------------------------------------------------------- 5 JSON Patch
 
 Patch = list[dict[str, Any]]
-Trail = tuple[Any, Any, int]  # to a place in a document: its parent's trail, its key, how deep
-ROOT: Trail = (None, "", 0)
-LEVELS = 10  # of a document, in which values are compared as a whole before they are walked
-MATCHED = 10_000  # items of a list: more aren't looked for elsewhere, nor patched one by one
-CHUNK = 1000  # items of a list that are first compared together
 
 
-def diff(before: Any, after: Any) -> Patch:
-    """The JSON Patch (RFC 6902) that turns `before` into `after`: add, remove and replace only,
-    below the root, each parent there when its turn comes. This is the part on which the API
-    server's patch library and the RFC agree. Types count: true, 1 and 1.0 differ.
+def diff(before: dict[str, Any], after: dict[str, Any]) -> Patch:
+    """Return the JSON Patch (RFC 6902) that turns the object `before` into `after`.
 
-    Items of lists that are equal, or objects of the same `name`, are the same item, wherever they
-    stand. The time is linear in the size, but for n log n in the items of a list.
+    It has only add, remove and replace operations below the root, whose parents exist when they
+    are applied: the part on which the API server's patch library and the RFC agree. The types of
+    numbers count: true, 1 and 1.0 differ. Items of lists are matched if they are equal or objects
+    with the same `name`. The patch shares no object or list with the arguments.
 
-    Neither argument is changed, and the patch shares nothing with them. ValueError where the root
-    itself would be replaced, or `after` holds what JSON can't: the message names the path.
-    """
-    patch: Patch = []
-    if type(before) is type(after) and type(after) in (dict, list):
-        _diff(before, after, ROOT, patch)
-    elif freeze(before) != freeze(after):
-        raise ValueError("the whole document can't be replaced by a patch")
-    return patch
+    Raises ValueError, with the path, if `after` holds something that is not JSON, and if the patch
+    would be larger than MAX_PATCH."""
+    difference = _Difference()
+    difference.compare_objects(before, after, "")
+    return difference.patch
 
 
-def _diff(before: Any, after: Any, trail: Trail, patch: Patch) -> None:
-    """Add to `patch` what makes `after` of `before`, which stand where `trail` leads."""
-    if type(before) is list and type(after) is list:
-        return _diff_lists(before, after, trail, patch)
-    if type(before) is not dict or type(after) is not dict:
-        return _put("replace", trail, after, patch)
-    for key in before:
-        if key not in after:
-            patch.append({"op": "remove", "path": _pointer((trail, key, 0))})
-    for key, value in after.items():
-        place = (trail, _string(key, trail), trail[2] + 1)
-        if key not in before:
-            _put("add", place, value, patch)
-        elif not _same(before[key], value, place[2]):
-            _diff(before[key], value, place, patch)
-    return None
+class _Difference:
+    """The patch while it is being made, and its size: the characters of its paths and values.
+
+    The methods take two values and the JSON Pointer (RFC 6901) of their place."""
+
+    def __init__(self, size: int = 0) -> None:
+        self.patch: Patch = []
+        self.size = size
+
+    def compare(self, before: Any, after: Any, path: str) -> None:
+        if type(before) is dict and type(after) is dict:
+            self.compare_objects(before, after, path)
+        elif type(before) is list and type(after) is list:
+            self.compare_lists(before, after, path)
+        else:
+            self.add("replace", path, after)
+
+    def compare_objects(self, before: dict[str, Any], after: dict[str, Any], path: str) -> None:
+        for key in before:
+            if key not in after:
+                self.add("remove", f"{path}/{_escape(key, path)}")
+        for key, value in after.items():
+            if key not in before:
+                self.add("add", f"{path}/{_escape(key, path)}", value)
+            elif not same_json(before[key], value):
+                self.compare(before[key], value, f"{path}/{_escape(key, path)}")
+
+    def compare_lists(self, before: list[Any], after: list[Any], path: str) -> None:
+        """Keep the items that both lists have in the same order. Between two of them, change items
+        in pairs, remove the old items that are left over, and insert the new ones.
+
+        Replace the whole list if the items have another order, or for too many operations."""
+        shorter = min(len(before), len(after))
+        start = next((i for i in range(shorter) if not same_json(before[i], after[i])), shorter)
+        ends = range(1, shorter - start + 1)
+        end = next((i - 1 for i in ends if not same_json(before[-i], after[-i])), len(ends))
+        old = _item_keys(before, start, len(before) - end)
+        new = _item_keys(after, start, len(after) - end)
+        kept = [key for key in old if key in new]
+        if kept != [key for key in new if key in old]:
+            return self.add("replace", path, after)
+        pairs: list[tuple[int, int]] = []
+        removed: list[int] = []
+        added: list[int] = []
+        i = j = start
+        for next_i, next_j in [(old[key], new[key]) for key in kept] + [
+            (len(before) - end, len(after) - end)
+        ]:
+            count = min(next_i - i, next_j - j)
+            pairs += [(i + n, j + n) for n in range(count)]
+            pairs += [(next_i, next_j)]
+            removed += range(i + count, next_i)
+            added += range(j + count, next_j)
+            i, j = next_i + 1, next_j + 1
+        size, first = self.size, len(self.patch)
+        for i in reversed(removed[: MAX_LIST_EDITS + 1]):  # from the end: earlier indices stay
+            self.add("remove", f"{path}/{i}")
+        for j in added[: MAX_LIST_EDITS + 1]:
+            self.add("add", f"{path}/{j}", after[j])
+        for i, j in pairs[:-1]:
+            if len(self.patch) - first > MAX_LIST_EDITS:
+                break
+            if not same_json(before[i], after[j]):
+                same = _name(before[i]) == _name(after[j])
+                (self.compare if same else self.replace)(before[i], after[j], f"{path}/{j}")
+        if len(self.patch) - first > MAX_LIST_EDITS:
+            del self.patch[first:]
+            self.size = size
+            self.add("replace", path, after)
+        return None
+
+    def replace(self, before: Any, after: Any, path: str) -> None:
+        self.add("replace", path, after)
+
+    def add(self, op: str, path: str, value: Any = ...) -> None:
+        operation = {"op": op, "path": path}
+        self.count(len(path))
+        if value is not ...:
+            operation["value"] = self.copy(value, path)
+        self.patch.append(operation)
+
+    def count(self, size: int) -> None:
+        self.size += size
+        if self.size > MAX_PATCH:
+            raise ValueError(f"the patch is larger than {MAX_PATCH} characters")
+
+    def copy(self, value: Any, path: str) -> Any:
+        """Return a copy of a JSON value. Raises ValueError for anything else."""
+        kind = type(value)
+        self.count(8)
+        if kind is str:
+            self.count(len(value))
+            return value
+        if kind is dict:
+            return {
+                key: self.copy(item, f"{path}/{_escape(key, path)}") for key, item in value.items()
+            }
+        if kind is list:
+            return [self.copy(item, f"{path}/{index}") for index, item in enumerate(value)]
+        if value is None or kind is bool or (kind is float and math.isfinite(value)):
+            return value
+        if kind is int:  # an API server sends larger ones than 64 bits in custom resources
+            if abs(value) < _MAX_INTEGER:
+                return value
+            raise ValueError(f"{path} is an integer of more than 4300 digits: not JSON")
+        what = value if kind is float else f"a {kind.__name__}"
+        raise ValueError(f"{path} is {what}: not JSON")
 
 
-def _same(one: Any, other: Any, depth: int) -> bool:
-    """Whether two values are known to be equal; far down, that is left to the walk: to compare a
-    large one as a whole again at each level would cost its size times its depth."""
-    if type(one) is not type(other):
-        return False
-    if type(one) is not dict and type(one) is not list:
-        return bool(one == other)
-    # == is the quickest to see a difference, but says true of [1] and [True]
-    return depth <= LEVELS and one == other and _label(one, depth) == _label(other, depth)
+_MAX_INTEGER = 10**4300  # Python converts no larger one to text
 
 
-def _label(value: Any, depth: int) -> object:
-    """What is equal for values known to be equal."""
-    if depth <= LEVELS or (type(value) is not dict and type(value) is not list):
-        with contextlib.suppress(ValueError):  # no JSON: the walk finds out where
-            return freeze(value)
-    return object()
+def _escape(key: Any, path: str) -> str:
+    if type(key) is not str:
+        kind = type(key).__name__
+        raise ValueError(f"{path or '/'} has a key of type {kind}: JSON's keys are strings")
+    return key.replace("~", "~0").replace("/", "~1")
 
 
-def _diff_lists(before: list[Any], after: list[Any], trail: Trail, patch: Patch) -> None:
-    """What both lists start and end with stays. Of what is between, the same items stay, as far as
-    they are in order. Between those, items are changed in pairs, and the rest is added or removed
-    (from the end, so that the indices before it hold). Too many changes are one replacement."""
-    depth, first, shorter = trail[2] + 1, len(patch), min(len(before), len(after))
-    start = next(_unequal(before, after, range(shorter), 0, depth), shorter)
-    rest = range(shorter - start)
-    end = next(_unequal(before[::-1], after[::-1], rest, 0, depth), len(rest))
-    old, new = range(start, len(before) - end), range(start, len(after) - end)
-    pairs: list[tuple[range, int]] = []  # places in `before`, and how far off those in `after` are
-    removed: list[range] = []
-    added: list[range] = []
-    i = j = start
-    for next_i, next_j in [*_matched(before, after, old, new, depth), (old.stop, new.stop)]:
-        count = min(next_i - i, next_j - j)
-        pairs += [(range(i, i + count), j - i), (range(next_i, next_i + 1), next_j - next_i)]
-        removed.append(range(i + count, next_i))
-        added.append(range(j + count, next_j))
-        i, j = next_i + 1, next_j + 1
-    if sum(map(len, [*removed, *added])) > MATCHED and trail != ROOT:
-        return _put("replace", trail, after, patch)
-    for i in reversed([*itertools.chain(*removed)]):
-        patch.append({"op": "remove", "path": _pointer((trail, i, depth))})
-    for j in itertools.chain(*added):
-        _put("add", (trail, j, depth), after[j], patch)
-    for places, shift in pairs[:-1]:
-        for i in _unequal(before, after, places, shift, depth):
-            place = (trail, i + shift, depth)
-            if _name(before[i]) == _name(after[i + shift]):
-                _diff(before[i], after[i + shift], place, patch)
-            else:  # it is another thing that came in its place
-                _put("replace", place, after[i + shift], patch)
-            if len(patch) - first > MATCHED and trail != ROOT:
-                del patch[first:]
-                return _put("replace", trail, after, patch)
-    return None
-
-
-def _unequal(
-    before: list[Any], after: list[Any], places: range, shift: int, depth: int
-) -> Iterator[int]:
-    """The places whose items, that far apart, aren't known to be equal; many at a time first."""
-    for i in range(places.start, places.stop, CHUNK):
-        end = min(i + CHUNK, places.stop)
-        if end - i < 2 or not _same(before[i:end], after[i + shift : end + shift], depth):
-            for n in range(i, end):
-                if not _same(before[n], after[n + shift], depth):
-                    yield n
-
-
-def _matched(
-    before: list[Any], after: list[Any], old: range, new: range, depth: int
-) -> list[tuple[int, int]]:
-    """Pairs of places at which the same items stand, in order; none if there are too many items."""
-    if max(len(old), len(new)) > MATCHED:
-        return []
-    one, other = (
-        {i: _label(before[i], depth) for i in old},
-        {j: _label(after[j], depth) for j in new},
-    )
-    equal = {*one.values()} & {*other.values()}
-    return _in_order(_keys(before, one, equal), _keys(after, other, equal))
-
-
-def _keys(items: list[Any], labels: dict[int, object], equal: set[object]) -> dict[object, int]:
-    """The places by what stands there: the item itself if the other list has it, else its name;
-    and the how manieth such it is."""
+def _item_keys(items: list[Any], start: int, stop: int) -> dict[object, int]:
+    """Return the index of each item from `start` to `stop` by a key that tells it from the others:
+    its name, or else its content, and its ordinal among items of the same name or content."""
     keys: dict[object, int] = {}
     seen: collections.Counter[object] = collections.Counter()
-    for place, key in labels.items():
-        if key not in equal:
-            key = _name(items[place]) or key
+    for index in range(start, stop):
+        key = _name(items[index]) or _canonical(items[index])
         seen[key] += 1
-        keys[key, seen[key]] = place
+        keys[key, seen[key]] = index
     return keys
 
 
@@ -902,256 +1066,247 @@ def _name(item: Any) -> str:
     return name if type(name) is str else ""
 
 
-def _in_order(old: dict[object, int], new: dict[object, int]) -> list[tuple[int, int]]:
-    """The longest row of places in both with the same key, ascending in both (patience sorting)."""
-    ends: list[int] = []  # where in `new` the row of each length ends that ends first ...
-    rows: list[Any] = []  # ... and that row, linked from its end
-    for key, i in old.items():
-        if (j := new.get(key)) is not None:
-            length = bisect.bisect_left(ends, j)
-            ends[length : length + 1] = [j]
-            rows[length : length + 1] = [(i, j, rows[length - 1] if length else None)]
-    found, row = [], rows[-1] if rows else None
-    while row:
-        found.append(row[:2])
-        row = row[2]
-    return found[::-1]
-
-
-def _put(op: str, trail: Trail, value: Any, patch: Patch) -> None:
-    patch.append({"op": op, "path": _pointer(trail), "value": _plain(value, trail)})
-
-
-def _plain(value: Any, trail: Trail) -> Any:
-    """A copy of a JSON value; ValueError for anything else."""
-    kind = type(value)
-    if kind is dict:
-        return {_string(key, trail): _plain(item, (trail, key, 0)) for key, item in value.items()}
-    if kind is list:
-        return [_plain(item, (trail, index, 0)) for index, item in enumerate(value)]
-    if value is None or kind is str or kind is bool:
-        return value
-    if kind is int and not -(2**63) <= value < 2**64:
-        raise ValueError(f"{_pointer(trail)} is an integer of more than 64 bits: not JSON")
-    if kind is int or (kind is float and math.isfinite(value)):
-        return value
-    what = value if kind is float else f"a {kind.__name__}"
-    raise ValueError(f"{_pointer(trail)} is {what}: not JSON")
-
-
-def _string(key: Any, trail: Trail) -> str:
-    if type(key) is not str:
-        raise ValueError(f"{_pointer(trail) or '/'} has the key {key!r}: JSON's keys are strings")
-    return key
-
-
-def _pointer(trail: Trail) -> str:
-    """A JSON Pointer (RFC 6901)."""
-    keys = []
-    while trail[0]:
-        key = trail[1]
-        keys.append(key.replace("~", "~0").replace("/", "~1") if type(key) is str else str(key))
-        trail = trail[0]
-    return "".join([f"/{key}" for key in reversed(keys)])
-
-
 # ---------------------------------------------------------------------------- 6 evaluation
 
 Verb = Literal["mutate", "validate", "warn"]
 
 
-class PolicyFault(Refusal):
-    """A policy failed: the API server gets a 500 and does as its failurePolicy says. The cause is
-    "exception", "return", "patch" or "time"."""
+class PolicyError(HTTPError):
+    """A policy failed: whook answers 500, and the webhook's failurePolicy decides.
 
-    def __init__(self, policy: Policy, cause: str, reason: str) -> None:
-        super().__init__(500, cut(f'policy "{policy.name}" failed: {reason}', MAX_MESSAGE))
-        self.policy, self.cause = policy, cause
+    `cause` is "exception", "return", "patch" or "time". The message is for the user; the log gets
+    `summary` instead, because the text of a policy's exception may quote an object."""
+
+    def __init__(self, policy: Policy, cause: str, reason: str, summary: str = "") -> None:
+        super().__init__(500, truncate(f'policy "{policy.name}" failed: {reason}', MAX_MESSAGE))
+        self.policy, self.cause, self.summary = policy, cause, summary or reason
 
 
 def evaluate(request: Request, policies: Iterable[Policy], verb: Verb = "mutate") -> Response:
-    """Run the policies on the request, in their order, until one denies it; for "warn" all of
-    them, and none does.
+    """Run the policies on the request, in their order, and return the verdict.
 
-    Pure but for what a policy does itself: no socket, no file, no clock but the deadline's and the
-    budget's. May be called again on the same request. PolicyFault if a policy fails or takes too
-    long; Refusal (504) if the deadline is over.
-    """
-    request.response = response = Response()
+    With "mutate" and "validate" the first policy that denies ends the review. With "warn" all
+    policies run validate(), and their denials become warnings. Apart from what a policy does
+    itself, nothing but `request.response` is changed, and the same request can be evaluated again.
+
+    Policies and whook's own work for them have TIME_LIMIT together, or what is left until the
+    deadline. Raises PolicyError if a policy fails or exceeds it, and HTTPError 504 if the deadline
+    has passed before."""
+    response = request.response = Response()
+    left = request.deadline - time.monotonic()
+    if left <= 0:
+        raise HTTPError(504, "the deadline passed before the review's turn came")
+    run = _mutate if verb == "mutate" else _validate
     try:
-        with budget(min(BUDGET, request.deadline - time.monotonic())):
-            if verb == "mutate":
-                _mutate(request, response, policies)
-            else:
-                _validate(request, response, policies, verb)
+        time_limit.run(min(TIME_LIMIT, left), run, request, response, policies, verb)
     except Denied:
         response.patch, response.changed_by = [], {}
+    except PolicyTimeout as error:
+        if response.policy is None:
+            raise  # the caller's time limit
+        reason = describe(error, response.policy.path)
+        raise PolicyError(response.policy, "time", reason) from error
     return response
 
 
-class Object(dict[str, Any]):
-    """What mutate edits: a dict that freezes each field before it hands it out for the first time.
-    What nobody looked at can't have been changed, and most policies look at little."""
-
-    __slots__ = ("frozen", "parsed")
-
-    def __init__(self, parsed: dict[str, Any], frozen: dict[str, Frozen]) -> None:
-        super().__init__(parsed)
-        self.update({key: thaw_field(field) for key, field in frozen.items()})
-        self.parsed, self.frozen = parsed, frozen
-
-    def look(self, keys: Iterable[str]) -> None:
-        for key in keys:
-            if key in self.parsed:
-                self.frozen[key] = freeze_field(self.parsed.pop(key))
-
-    def __reduce__(self) -> tuple[type, tuple[dict[str, Any]]]:
-        return dict, (dict(self),)  # a copy is a dict like any other
+_Path = tuple[str, ...]
 
 
-def _looks(everywhere: bool, method: Any) -> Any:
-    """The dict's method, after a look at the field that it hands out, or at all of them."""
+class _EditedObject:
+    """An object that policies edit one after another, split into parts.
 
-    def looks(self: Object, *arguments: Any) -> Any:
-        self.look([*self.parsed] if everywhere else arguments[:1])
-        return method(self, *arguments)
+    A part is a field (`kind`), or a field of a field that is an object (`metadata.labels`). For
+    each part there are the value and its bytes in marshal's version 4. These bytes also tell which
+    values inside the part are referred to from elsewhere. So if a policy has left a part with the
+    same bytes, in the same place, then the part is unchanged and shares nothing with the policy."""
 
-    return looks
+    def __init__(self, obj: dict[str, Any]) -> None:
+        self.parts, self.patch_size = _split(obj), 0
+        try:
+            self.encoded = _encode_parts(self.parts)
+        except ValueError:
+            raise HTTPError(400, "the object is nested too deeply") from None
+
+    def build(self) -> dict[str, Any]:
+        """Return the object, in dicts that no policy has seen."""
+        obj: dict[str, Any] = {}
+        for path, value in self.parts.items():
+            if len(path) == 2:
+                obj[path[0]][path[1]] = value
+            else:
+                obj[path[0]] = {} if value is _OBJECT else value
+        return obj
+
+    def update(self, obj: dict[str, Any]) -> Patch:
+        """Take over what a policy made of build()'s object, and return the patch for the change.
+
+        Raises ValueError if the result is not JSON or the patch is too large."""
+        parts = _split(obj)
+        try:
+            encoded = _encode_parts(parts)
+        except ValueError:
+            _Difference().copy(obj, "")  # raises an error that names the place
+            raise ValueError("the object is nested too deeply") from None
+        if encoded == self.encoded and _identical(parts, self.parts):
+            return []
+        old: dict[str, Any] = {}
+        new: dict[str, Any] = {}
+        for path in {**self.parts, **parts}:
+            if encoded.get(path) == self.encoded.get(path) and parts[path] is self.parts[path]:
+                continue
+            if path in self.parts:
+                _place(old, path, _loads(self.encoded[path]))
+            if path in parts:
+                fresh = _OBJECT if parts[path] is _OBJECT else copy_json(parts[path])
+                _place(new, path, fresh)
+                parts[path], encoded[path] = fresh, marshal.dumps(fresh, 4)
+            if len(path) == 2 and path[:1] in self.parts and path[:1] in parts:
+                old.setdefault(path[0], {})
+                new.setdefault(path[0], {})
+        self.parts, self.encoded = parts, encoded
+        difference = _Difference(self.patch_size)
+        difference.compare_objects(old, new, "")
+        self.patch_size = difference.size
+        return difference.patch
 
 
-for _name_of_method in ("__getitem__", "get", "pop", "setdefault"):
-    setattr(Object, _name_of_method, _looks(False, getattr(dict, _name_of_method)))
-for _name_of_method in ("__iter__", "__or__", "copy", "items", "popitem", "values"):
-    setattr(Object, _name_of_method, _looks(True, getattr(dict, _name_of_method)))
+_OBJECT: dict[str, Any] = {}  # the value of a part that is split further
 
 
-def _mutate(request: Request, response: Response, policies: Iterable[Policy]) -> None:
-    parsed: dict[str, Any] = request.own_object() or {}
-    frozen: dict[str, Frozen] = {}
-    for policy in policies:
-        if policy.mutate is None or not request.has_object:  # on DELETE there is nothing to patch
-            continue
-        obj = Object(parsed, frozen)  # what is frozen is copied: it may be another's constant
-        _run(policy, policy.mutate, obj, request, response)
-        if steps := _steps(policy, obj, dict(dict.items(obj))):
-            response.patch += steps
-            response.changed_by[policy.name] = len(steps)
-
-
-def _steps(policy: Policy, obj: Object, after: dict[str, Any]) -> Patch:
-    """The patch for what differs of the fields that the policy looked at or set; `obj.frozen` is
-    what it made of them, then."""
-    obj.look([key for key, value in obj.parsed.items() if after.get(key, obj) is not value])
-    old: dict[str, Any] = {}
-    new: dict[str, Any] = {}
-    made: dict[str, Frozen | None] = {}
-    for key in {**obj.frozen, **after}:
-        if key in obj.parsed:
-            continue
-        one, other = obj.frozen.get(key), _frozen_or_none(after, key)
-        if one == other and one is not None:
-            continue
-        made[key] = other
-        if type(one) is dict and type(other) is dict:
-            old[key] = {k: v for k, v in one.items() if other.get(k) != v}
-            new[key] = {k: v for k, v in after[key].items() if one.get(k) != other[k]}
+def _split(obj: dict[str, Any]) -> dict[_Path, Any]:
+    """Return the parts of an object by path; a field that is split comes before its parts."""
+    parts: dict[_Path, Any] = {}
+    for field, value in obj.items():
+        if type(value) is dict:
+            parts[field,] = _OBJECT
+            for key, item in value.items():
+                parts[field, key] = item
         else:
-            old |= {} if one is None else {key: one}
-            new |= {key: after[key]} if key in after else {}
-    try:
-        patch = diff({key: thaw_field(field) for key, field in old.items()}, new)
-    except (ValueError, RecursionError) as error:
-        raise PolicyFault(policy, "patch", f"what it made can't be sent: {error}") from None
-    for key, field in made.items():
-        obj.frozen.pop(key, None) if field is None else obj.frozen.update({key: field})
-    return patch
+            parts[field,] = value
+    return parts
 
 
-def _frozen_or_none(fields: dict[str, Any], key: str) -> Frozen | None:
+def _encode_parts(parts: dict[_Path, Any]) -> dict[_Path, bytes]:
+    return {path: marshal.dumps(value, 4) for path, value in parts.items()}
+
+
+def _identical(one: dict[_Path, Any], other: dict[_Path, Any]) -> bool:
+    return all(map(operator.is_, one.values(), other.values()))
+
+
+def _place(target: dict[str, Any], path: _Path, value: Any) -> None:
+    if len(path) == 2:
+        target.setdefault(path[0], {})[path[1]] = value
+    else:
+        target[path[0]] = {} if value is _OBJECT else value
+
+
+def _mutate(request: Request, response: Response, policies: Iterable[Policy], verb: Verb) -> None:
+    chosen = [policy for policy in policies if policy.mutate is not None]
+    if not chosen or not request.has_object:  # on DELETE there is nothing to patch
+        return
+    edited = _EditedObject(request.take_object())
+    for policy in chosen:
+        obj = edited.build()
+        _run(policy, policy.mutate, obj, request, response)
+        try:
+            patch = edited.update(obj)
+        except Exception as error:  # not JSON, too large, nested too deeply
+            reason = f"its result can't be sent: {_text_of(error)}"
+            raise PolicyError(policy, "patch", reason, type(error).__name__) from None
+        if patch:
+            response.patch += patch
+            response.changed_by[policy.name] = len(patch)
+
+
+def _encode(value: Any) -> bytes:
     try:
-        return freeze_field(fields[key]) if key in fields else None
-    except Refusal:
-        return None  # what can't be frozen is no JSON: diff() says where
+        return marshal.dumps(value, 4)
+    except ValueError:
+        raise HTTPError(400, "the object is nested too deeply") from None
+
+
+def _is_encoded_as(value: Any, encoded: bytes) -> bool:
+    try:
+        return marshal.dumps(value, 4) == encoded
+    except ValueError:
+        return False
 
 
 def _validate(request: Request, response: Response, policies: Iterable[Policy], verb: Verb) -> None:
-    asked = [policy for policy in policies if policy.validate]
-    obj = request.own_object()
-    frozen = freeze_field(obj) if len(asked) > 1 else b""
-    for policy in asked:
-        obj = thaw_field(frozen) if frozen else obj  # a copy for each
+    chosen = [policy for policy in policies if policy.validate is not None]
+    obj = request.take_object()
+    sent = _encode(obj) if len(chosen) > 1 else b""
+    for policy in chosen:
         try:
-            _run(policy, policy.validate, obj, request, response)  # type: ignore[arg-type]
+            _run(policy, policy.validate, obj, request, response)
         except Denied:
             if verb != "warn":
                 raise
             response.allowed, response.would_deny[policy.name] = True, response.message
             request.warn(response.message)
+        if policy is not chosen[-1] and not _is_encoded_as(obj, sent):
+            obj = _loads(sent)  # the next policy sees the object as it was sent
     if response.would_deny:
         denials = [f"{name}: {message}" for name, message in response.would_deny.items()]
         response.audit["would-deny"] = "; ".join(denials)
 
 
-def _run(
-    policy: Policy,
-    function: PolicyFunction,
-    obj: Any,
-    request: Request,
-    response: Response,
-) -> None:
-    started, returned = time.monotonic(), None
-    if started > request.deadline:
-        raise Refusal(504, f'the deadline passed before policy "{policy.name}" ran')
+def _run(policy: Policy, function: Any, obj: Any, request: Request, response: Response) -> None:
+    """Call a policy's function. Raises Denied or PolicyError."""
+    response.policy, returned = policy, None
+    started = time.monotonic()
+    time_limit.arm()
     try:
-        returned = budget.call(function, obj, request)
+        returned = function(obj, request.view())
     except Denied:
         pass
-    except Refusal:  # of the object
+    except PolicyTimeout:
         raise
     except BaseException as error:
-        cause = "time" if budget.lines or isinstance(error, TimeUp) else "exception"
-        raise PolicyFault(policy, cause, describe(error, policy.path)) from error
+        if time_limit.expired:
+            raise PolicyTimeout from error
+        raise PolicyError(
+            policy, "exception", describe(error, policy.path), type(error).__name__
+        ) from error
     finally:
         response.spent[policy.name] = time.monotonic() - started
-    if budget.lines:  # it swallowed what was to stop it
-        raise PolicyFault(policy, "time", describe(TimeUp(), policy.path))
-    if not response.allowed:  # a bare `except:` in the policy can't undo its denial
+    if time_limit.expired:  # the policy swallowed the interruption
+        raise PolicyTimeout
+    if not response.allowed:  # also if the policy swallowed Denied
         raise Denied
     if returned is not None:
-        kind = "dict" if isinstance(returned, dict) else type(returned).__name__
-        raise PolicyFault(policy, "return", f"it returned a {kind}, not None: deny() refuses")
+        remedy = "edit obj in place" if function is policy.mutate else "call request.deny(message)"
+        reason = f"it returned a {type(returned).__name__}; {remedy} and return nothing"
+        raise PolicyError(policy, "return", reason)
 
 
 # ---------------------------------------------------------------------------- 7 HTTP
 #
-# What comes                                              what goes out             then
+# request                                                 response                  then
 # a review that policies allow, patch or deny             200 AdmissionReview       next request
-# a review that a policy fails on                         500 Status                next request
-# a body that is no review                                400 Status                next request
+# a review on which a policy fails                        500 Status                next request
+# a body that is no AdmissionReview                       400 Status                next request
 # an unknown path or policy; another method or type       404, 405, 415 Status      next request
-# over the bounds                                         503 Status, Retry-After   closed
-# a head that can be read in two ways                     400 Status                closed
-# no length, or chunks; too large; a long line, many      411, 413, 431 Status      closed
-# silence past a time-out; bytes that are no TLS          nothing                   closed
+# a limit is reached                                      503 Status, Retry-After   closed
+# an ambiguous or malformed head                          400 Status                closed
+# no length, or chunked; too large; long or many lines    411, 413, 431 Status      closed
+# a timeout expires; bytes that are not TLS               none                      closed
 #
-# A 503 with Retry-After is sent again by the API server within its deadline; a cut is not.
+# The API server sends a request again, within its deadline, if the response is a 503 with
+# Retry-After; if the connection is closed without a response, the call has failed.
 
 
 class Head(NamedTuple):
-    """A request's first lines; header names are in lower case."""
+    """The request line and the headers of a request; header names are in lower case."""
 
     method: str
     target: str
-    version: str
     headers: dict[str, str]
-
-    def keep_alive(self) -> bool:
-        close = "close" in self.headers.get("connection", "").lower()
-        return self.version == "1.1" and not close
 
 
 class Answer(NamedTuple):
-    """What to send back."""
+    """An HTTP response: status, body and headers."""
 
     status: int
     body: bytes
@@ -1159,251 +1314,348 @@ class Answer(NamedTuple):
     content_type: str = "application/json"
 
 
-_REQUEST_LINE = re.compile(r"([A-Z]{1,16}) (/[!-~]*) HTTP/(1\.[01])").fullmatch
-_HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t -~\x80-\xff]*)").fullmatch
-_MAKES_ROOM = ("handshake", "fresh", "idle")  # phases in which nobody waits for an answer
-_SINGLE = {"host", "content-length", "transfer-encoding", "content-type", "expect"}
-_PHRASES = {status.value: status.phrase for status in http.HTTPStatus}
+_REQUEST_LINE = re.compile(r"([A-Z]{1,16}) (/[!-~]*) HTTP/1\.1").fullmatch
+_HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[\t ]*([\t -~\x80-\xff]*)").fullmatch
+_SINGLE = {"host", "content-length", "transfer-encoding", "content-type", "expect", "connection"}
 _REASONS = {400: "BadRequest", 404: "NotFound", 405: "MethodNotAllowed", 500: "InternalError"}
 _REASONS |= {413: "RequestEntityTooLarge", 415: "UnsupportedMediaType", 504: "Timeout"}
 _REASONS |= {503: "ServiceUnavailable"}
 
 
-def status_answer(refusal: Refusal) -> Answer:
-    """A refusal as a metav1.Status: the API server shows its message to the user."""
+def status_answer(error: HTTPError) -> Answer:
+    """Return an error as a metav1.Status, whose message the API server shows to the user."""
     body = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure"}
-    body |= {"message": refusal.message, "reason": _REASONS.get(refusal.status, "")}
-    content = _ENCODE(body | {"code": refusal.status}).encode()
-    return Answer(refusal.status, content, refusal.headers)
+    body |= {"message": error.message, "reason": _REASONS.get(error.status, "")}
+    content = _ENCODE(body | {"code": error.status}).encode()
+    return Answer(error.status, content, error.headers)
 
 
 def read_head(data: bytes) -> Head:
-    """A request's head, blank line and all, read strictly; Refusal (400, 431) for anything two
-    readers could take in two ways."""
+    """Return the head of a request, given with its blank line.
+
+    Raises HTTPError 400 or 431 for anything that two readers could understand differently, as
+    that is how request smuggling works."""
     first, *lines = data.decode("latin-1").split("\r\n")
-    if max(map(len, [first, *lines])) > MAX_LINE - 2:
-        raise Refusal(431, f"a line of the head is longer than {MAX_LINE} bytes")
+    if len(data) > MAX_HEAD or max(map(len, [first, *lines])) > MAX_LINE - 2:
+        raise HTTPError(431, f"the head or one of its lines is longer than {MAX_LINE} bytes")
     match = _REQUEST_LINE(first)
     if not match:
-        raise Refusal(400, "the request line is not like POST /mutate HTTP/1.1")
-    if len(lines) > MAX_HEADERS + 2:
-        raise Refusal(431, f"there are more than {MAX_HEADERS} headers")
-    headers: dict[str, str] = {}
-    for line in lines:
-        if not line:
-            break
-        if not (header := _HEADER(line)):
-            raise Refusal(400, "a header is malformed, folded, or has a space before its colon")
-        name, value = header[1].lower(), header[2].strip()
-        if name in _SINGLE and name in headers:
-            raise Refusal(400, f"the header {name} stands there twice")
-        headers[name] = value
+        raise HTTPError(400, "the request line is not like POST /mutate HTTP/1.1")
     if lines[-2:] != ["", ""]:
-        raise Refusal(400, "the head does not end in a blank line")
-    if match[3] == "1.1" and "host" not in headers:
-        raise Refusal(400, "the header host is missing")
-    return Head(match[1], match[2], match[3], headers)
+        raise HTTPError(400, "the head does not end in a blank line")
+    if len(lines) > MAX_HEADERS + 2:
+        raise HTTPError(431, f"there are more than {MAX_HEADERS} headers")
+    headers: dict[str, str] = {}
+    for line in lines[:-2]:
+        if not (header := _HEADER(line)):
+            raise HTTPError(400, "a header is malformed, folded, or has a space before its colon")
+        name = header[1].lower()
+        if name in headers and name in _SINGLE:
+            raise HTTPError(400, f"the header {name} is given twice")
+        headers[name] = header[2].rstrip("\t ")
+    if "host" not in headers:
+        raise HTTPError(400, "the header host is missing")
+    return Head(match[1], match[2], headers)
 
 
 def body_length(head: Head, limit: int) -> int:
-    """The length of the body to come, in bytes; Refusal (400, 411, 413) if it isn't clear."""
+    """Return the length of the body in bytes. Raises HTTPError 400, 411 or 413."""
     text = head.headers.get("content-length")
     if "transfer-encoding" in head.headers:
         if text is not None:
-            raise Refusal(400, "content-length and transfer-encoding exclude each other")
-        raise Refusal(411, "send a content-length; transfer-encoding is not supported")
+            raise HTTPError(400, "content-length and transfer-encoding exclude each other")
+        raise HTTPError(411, "send a content-length; transfer-encoding is not supported")
     if text is None:
         if head.method == "POST":
-            raise Refusal(411, "send a content-length")
+            raise HTTPError(411, "send a content-length")
         return 0
     if not re.fullmatch("[0-9]{1,18}", text):
-        raise Refusal(400, f"the content-length {text[:40]!r} is not a number")
+        raise HTTPError(400, f"the content-length {truncate(text, 40)!r} is not a number")
     if int(text) > limit:
-        raise Refusal(413, f"the body of {text} bytes is over the limit of {limit} (--max-body)")
+        raise HTTPError(413, f"the body of {text} bytes is over the limit of {limit} (--max-body)")
     return int(text)
 
 
-class Connection:
-    """A client: its socket, the bytes that came and those to go, and the phase that it is in.
+# state      the connection waits for                       next state
+# handshake  the client's part of the TLS handshake         new
+# new        the first byte of its first request            head
+# head       the blank line that ends the head              body, waiting; writing (an error)
+# body       as many bytes as content-length says           waiting
+# waiting    its turn in the loop, and the evaluation       writing
+# writing    the socket to accept the whole response        idle; lingering (the last response)
+# idle       the first byte of the next request             head
+# lingering  the client to close: so it reads the response  closed
+# closed     nothing
+#
+# Each state has one deadline (TIMEOUTS), at which the connection is closed; so does an error of
+# the socket or of TLS in any state.
 
-    live() is its whole life, top to bottom. The socket never blocks: live() yields the events that
-    it waits for, and go_on() lets it go on.
+
+class Connection(http.server.BaseHTTPRequestHandler):
+    """A client's connection: a state machine that the loop moves by one bounded step at a time.
+
+    Of BaseHTTPRequestHandler it uses the table of status phrases (`responses`). A TLS connection
+    is an SSLObject between two memory buffers, so both kinds of connection read and write their
+    socket in the same way, and no call into OpenSSL gets more than STEP bytes of ciphertext.
     """
 
-    __slots__ = ("closing", "ends", "events", "head", "left", "length", "life", "loop", "peer",
-                 "phase", "received", "refused", "sending", "server", "since",
-                 "socket")  # fmt: skip
+    server: Server
 
-    def __init__(self, server: Server, client: socket.socket, peer: str, refused: bool) -> None:
+    def __init__(self, server: Server, client: socket.socket, peer: str) -> None:
+        # The base class would handle the request here, blocking; so its __init__ is not called.
         self.server, self.loop, self.socket, self.peer = server, server.loop, client, peer
-        self.refused = refused  # over the bound: it will be told so
-        self.received, self.sending = bytearray(), memoryview(b"")
-        self.head: Head | None = None  # of the request that is coming, and its body's length
-        self.length = self.events = 0
-        self.left = MAX_ANSWERS
-        self.closing = False
-        self.enter("handshake" if isinstance(client, ssl.SSLSocket) else "fresh")
-        self.ends = self.since + LIFETIME * random.uniform(0.75, 1.25)
-        self.life = self.live()
+        self.received = bytearray()  # decrypted bytes of requests
+        self.response: memoryview | bytes = b""  # not yet encrypted
+        self.unsent: memoryview | bytes = b""  # to be sent as it is
+        self.head: Head | None = None  # of the current request, and the length of its body
+        self.length = 0
+        self.counted = 0  # bytes of this connection in server.buffered
+        self.events = 0  # for which the socket is registered with the selector
+        self.closing = False  # after the current response
+        self.completed_at = 0.0  # when the current request was complete, by time.monotonic()
+        self.tls: ssl.SSLObject | None = None
+        if server.context:
+            self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+            self.tls = server.context.wrap_bio(self.incoming, self.outgoing, server_side=True)
+        self.state = ""
+        self.set_state("handshake" if self.tls else "new")
+        self.max_age = self.since + MAX_CONNECTION_AGE * random.uniform(0.75, 1.25)
+        self.set_events(selectors.EVENT_READ)
 
-    def live(self) -> Iterator[int]:
-        if self.phase == "handshake":
-            yield selectors.EVENT_READ
-            yield from self.io(self.socket.do_handshake, dear=True)  # type: ignore[attr-defined]
-            self.enter("fresh")
-        while not self.closing:
-            try:
-                for reads in itertools.count(1):
-                    if self.whole():
-                        break
-                    data = yield from self.io(self.socket.recv, RECORD)
-                    if not data:
-                        return
-                    self.received += data
-                    self.loop.held += len(data)
-                    if reads % READS == 0:  # not by the selector: TLS may hold what it can't see
-                        self.queue()
-                        yield 0
-                self.enter("waiting")
-                self.queue()
-                yield self.events
-                self.server.finish_request(self, self.peer)  # type: ignore[arg-type]
-            except Refusal as refusal:  # the rest may not come: send() closes
-                self.send(self.server.refuse(refusal, self.peer))
-            yield self.events  # until the turn in which send() was called is over
-            self.enter("write")
-            while self.sending:
-                sent = yield from self.io(self.socket.send, self.sending)
-                self.sending = self.sending[sent:]
-            self.enter("idle")
-        self.drop(len(self.received))
-        self.enter("linger")
-        socket.socket.shutdown(self.socket, socket.SHUT_WR)  # below TLS: no more will come
-        while (yield from self.io(socket.socket.recv, self.socket, 4 * RECORD)):
-            pass
+    # -- steps: called by the loop
 
-    def io(self, call: Callable[..., Any], *arguments: Any, dear: bool = False) -> Any:
-        """What the call returns, when the socket lets it. A dear one waits for its turn, too."""
-        while True:
-            if dear:
-                self.queue()
-                yield 0
-            try:
-                return call(*arguments)
-            except ssl.SSLWantReadError:
-                yield selectors.EVENT_READ
-            except ssl.SSLWantWriteError:
-                yield selectors.EVENT_WRITE
-            except BlockingIOError:  # without TLS
-                write = self.phase == "write"
-                yield selectors.EVENT_WRITE if write else selectors.EVENT_READ
-
-    def queue(self) -> None:
-        jobs = self.loop.jobs
-        (jobs.appendleft if self.server.urgent else jobs.append)(self.go_on)
-
-    def go_on(self) -> None:
-        """Live on, to the next thing to wait for."""
+    def step(self) -> None:
+        """Do what the socket is ready for. An error closes this connection and no other."""
         try:
-            self.want(next(self.life))
-        except StopIteration:
-            self.close()
+            if self.state == "waiting":
+                self.set_events(0)  # the client's next bytes stay in the kernel
+            elif self.unsent or self.state == "writing":
+                self.write_step()
+            else:
+                self.read_step()
+        except (BlockingIOError, InterruptedError):
+            pass  # the socket is not ready after all
+        except HTTPError as error:
+            self.send(self.server.refuse(error, self.peer), last=True)
         except OSError as error:
-            reason = getattr(error, "reason", None) or type(error).__name__
-            self.server.count("connection", peer=self.peer, error=f"{reason}: {error}")
+            self.fail(error)
+        except Exception as error:
+            log("ERROR", "bug", error=type(error).__name__, trace=traceback_summary(error))
             self.close()
+        self.count_bytes()
 
-    def ready(self) -> None:
-        """The socket can be read or written. What comes while a request waits stays there."""
-        if self.phase == "waiting":
-            self.want(0)
-        else:
-            self.go_on()
+    def respond(self) -> None:
+        """Evaluate the complete request; the loop sends the response at the end of its turn."""
+        head, body = self.pop_request()
+        try:
+            answer = self.server.respond(head, body, self)
+        except HTTPError as error:
+            answer = self.server.refuse(error, self.peer)
+        except BaseException as error:  # nothing ends the process but signals and the watchdog
+            log("ERROR", "bug", error=type(error).__name__, trace=traceback_summary(error))
+            answer = self.server.refuse(HTTPError(500, "whook failed: see its log"), self.peer)
+        if answer:  # else the server calls send() later
+            self.send(answer)
+        self.count_bytes()
 
-    def want(self, events: int) -> None:
-        """Be called when the socket can be read, or written, or (0) not at all."""
-        if events != self.events:
-            if self.events:
-                self.loop.selector.unregister(self.socket)
-            if events:
-                self.loop.selector.register(self.socket, events, self.ready)
-            self.events = events
+    def flush(self) -> None:
+        """Begin to send the response."""
+        if self.state == "waiting":
+            self.set_state("writing")
+            self.step()
 
-    def enter(self, phase: str) -> None:
-        self.phase, self.since = phase, time.monotonic()
+    # -- reading
 
-    def whole(self) -> bool:
-        """Whether a whole request is here. Refusal if it may not come, or not to an end."""
-        if self.head is None and not self.take_head():
-            return False
-        if self.loop.held + max(self.length - len(self.received), 0) > self.loop.bound:
-            raise Refusal(503, "whook is at its limit", **{"Retry-After": "1"})
-        return len(self.received) >= self.length
+    def read_step(self) -> None:
+        """Read once, and parse what was received. Raises HTTPError and OSError."""
+        if self.state == "handshake" and not self.loop.take_handshake():
+            return None  # in a later turn: the bytes stay in the kernel
+        data = self.socket.recv(STEP)
+        if not data:
+            return self.close()
+        if self.state == "lingering":
+            return None
+        self.received += self.decrypt(data) if self.tls else data
+        return self.parse()
 
-    def take_head(self) -> bool:
-        """Whether a head is here; it is taken off, and what it announces is checked."""
-        end = _END_OF_HEAD(self.received)
-        if not end:
-            if len(self.received) > MAX_HEAD:
-                raise Refusal(431, f"the head is longer than {MAX_HEAD} bytes")
-            if self.received and self.phase != "head":
-                self.enter("head")
-            return False
-        self.head = read_head(bytes(self.received[: end.end()]))
-        self.drop(end.end())
-        self.length = body_length(self.head, self.server.max_body)
-        if self.refused:
-            raise Refusal(503, "whook is at its limit", **{"Retry-After": "1"})
-        if len(self.received) < self.length:
-            self.enter("body")
+    def decrypt(self, data: bytes) -> bytes:
+        """Return the decrypted bytes, and send what TLS has to say, such as its handshake."""
+        assert self.tls  # noqa: S101
+        self.incoming.write(data)
+        chunks = []
+        try:
+            if self.state == "handshake":
+                self.tls.do_handshake()
+                self.set_state("new")
+            while self.incoming.pending:
+                chunk = self.tls.read(STEP)
+                if not chunk:  # the client has closed its side
+                    break
+                chunks.append(chunk)
+        except ssl.SSLWantReadError:  # the rest of a record or of the handshake
+            pass
+        finally:
+            if self.outgoing.pending:  # also an alert that tells the client what is wrong
+                self.unsent = bytes(self.unsent) + self.outgoing.read()
+                self.write_step()
+        return b"".join(chunks)
+
+    def parse(self) -> None:
+        """Look for a complete request in the received bytes. Raises HTTPError."""
+        if self.head is None:
+            end = self.received.find(b"\r\n\r\n") + 4
+            if end < 4:
+                if len(self.received) > MAX_HEAD:
+                    raise HTTPError(431, f"the head is longer than {MAX_HEAD} bytes")
+                if self.received and self.state != "head":
+                    self.set_state("head")
+                return self.check_buffers(0)
+            self.head = read_head(bytes(self.received[:end]))
+            del self.received[:end]
+            self.length = body_length(self.head, self.server.max_body)
+        missing = self.length - len(self.received)
+        self.check_buffers(max(missing, 0))
+        if missing <= 0:
+            self.completed_at = time.monotonic()
+            self.set_state("waiting")
+            self.loop.add_request(self, self.length)
+        elif self.state != "body":
+            self.set_state("body")
             if self.head.headers.get("expect", "").lower() == "100-continue":
-                self.socket.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-        return True
+                self.unsent = bytes(self.unsent) + self.encrypt(b"HTTP/1.1 100 Continue\r\n\r\n")
+                self.write_step()
+        return None
 
-    def drop(self, count: int) -> None:
-        self.loop.held -= count
-        del self.received[:count]
+    def check_buffers(self, missing: int) -> None:
+        """Raise HTTPError 503 if the bytes received and `missing` ones are too many for the server.
 
-    def take(self) -> tuple[Head, bytearray]:
-        """The request that is whole, without a copy where nothing came after it."""
-        body = self.received
+        Incomplete bodies of other connections are refused first, so that no client can keep the
+        buffers full with requests that it does not complete."""
+        self.count_bytes()
+        server = self.server
+        while server.buffered + missing > server.max_buffered:
+            if not server.release_buffers(self):
+                raise _at_limit()
+
+    def pop_request(self) -> tuple[Head, bytearray]:
+        """Remove the complete request from the buffer. The body is not copied."""
+        assert self.head  # noqa: S101
+        head, body = self.head, self.received
         self.received = body[self.length :]
         del body[self.length :]
-        self.loop.held -= self.length
-        return self.head, body  # type: ignore[return-value]
-
-    def send(self, answer: Answer) -> None:
-        """Answer the request: at once, or whenever the answer has come. A request that did not
-        come whole, a time to end or a full life close the connection."""
-        if self.phase == "closed":
-            return
-        self.left -= 1
-        head, late = self.head, time.monotonic() > self.ends or not self.left
-        self.closing = self.phase != "waiting" or head is None or not head.keep_alive()
-        self.closing |= late or self.server.draining
-        body = b"" if head and head.method == "HEAD" else answer.body
-        self.sending = memoryview(_head_of(answer, self.closing) + body)
         self.head, self.length = None, 0
-        self.phase = "waiting"
-        self.loop.answers.append(self)
+        options = head.headers.get("connection", "").lower().split(",")
+        self.closing = "close" in map(str.strip, options)
+        self.count_bytes()
+        return head, body
+
+    # -- writing
+
+    def send(self, answer: Answer, last: bool = False) -> None:
+        """Set the response to the current request. The loop sends it at the end of its turn.
+
+        The connection closes after it if `last`, if the client or a drain wants that, and if it is
+        old. A response that does not fit into the buffers is replaced by a 503."""
+        if self.state == "closed":
+            return
+        if last:  # the rest of this request is not read
+            self.received.clear()
+            self.head, self.length = None, 0
+        if self.server.buffered + len(answer.body) > self.server.max_buffered + MAX_HEAD:
+            answer = self.server.refuse(_at_limit(), self.peer)
+        self.closing |= last or self.server.draining or self.loop.clock > self.max_age
+        self.response = memoryview(_head_of(answer, self.closing) + answer.body)
+        self.set_state("waiting")
+        self.loop.responses.append(self)
+
+    def write_step(self) -> None:
+        """Send as much as the socket accepts, up to a limit. Raises OSError."""
+        for _ in range(WRITES_PER_STEP):
+            if not self.unsent and self.state == "writing":
+                chunk, self.response = self.response[: 4 * STEP], self.response[4 * STEP :]
+                self.unsent = self.encrypt(chunk)
+            if not self.unsent:
+                break
+            try:
+                sent = self.socket.send(self.unsent)
+            except BlockingIOError:
+                break
+            self.unsent = memoryview(self.unsent)[sent:] if sent < len(self.unsent) else b""
+        self.set_events(
+            selectors.EVENT_WRITE if self.unsent or self.response else selectors.EVENT_READ
+        )
+        if self.state == "writing" and not self.unsent and not self.response:
+            self.end_response()
+
+    def encrypt(self, data: memoryview | bytes) -> memoryview | bytes:
+        if not self.tls or not data:
+            return data
+        self.tls.write(data)
+        return self.outgoing.read()
+
+    def end_response(self) -> None:
+        """The response is sent: go on with the next request, or close."""
+        self.response = b""
+        if self.closing:
+            self.received.clear()
+            self.set_state("lingering")
+            with contextlib.suppress(OSError):  # the client has closed already
+                self.socket.shutdown(socket.SHUT_WR)
+        else:
+            self.set_state("idle")
+            if self.received:
+                self.parse()
+
+    # -- book-keeping
+
+    def set_state(self, state: str) -> None:
+        self.server.states.get(self.state, {}).pop(self, None)
+        self.state, self.since = state, self.loop.clock
+        if state != "closed":
+            self.server.states[state][self] = None
+
+    def set_events(self, events: int) -> None:
+        """Register the socket for reading or writing; 0 unregisters it."""
+        if events == self.events:
+            return
+        selector, self.events, before = self.loop.selector, events, self.events
+        if not before:
+            selector.register(self.socket, events, self)
+        elif events:
+            selector.modify(self.socket, events, self)
+        else:
+            selector.unregister(self.socket)
+
+    def count_bytes(self) -> None:
+        """Bring this connection's share of server.buffered up to date."""
+        size = len(self.received) + len(self.response) + len(self.unsent)
+        self.server.buffered += size - self.counted
+        self.counted = size
+
+    def fail(self, error: OSError) -> None:
+        reason = getattr(error, "reason", None) or type(error).__name__
+        self.server.count("connection", peer=self.peer, error=f"{reason}: {error}")
+        self.close()
 
     def close(self) -> None:
-        """Let go of all it holds."""
-        if self.phase != "closed":
-            self.drop(len(self.received))
-            self.enter("closed")
-            self.want(0)
-            self.life = iter(())
-            self.server.connections.discard(self)
-            self.server.close_request(self.socket)
+        """Close the connection and release its buffers."""
+        if self.state != "closed":
+            self.set_events(0)
+            self.set_state("closed")
+            self.received, self.response, self.unsent = bytearray(), b"", b""
+            self.head = None
+            self.count_bytes()
+            self.socket.close()
 
 
-_END_OF_HEAD = re.compile(rb"\n\r?\n").search
+def _at_limit() -> HTTPError:
+    return HTTPError(503, "whook is at its limit", **{"Retry-After": "1"})
 
 
 def _head_of(answer: Answer, closing: bool) -> bytes:
+    phrase = Connection.responses[http.HTTPStatus(answer.status)][0]
     head = (
-        f"HTTP/1.1 {answer.status} {_PHRASES[answer.status]}\r\n"
+        f"HTTP/1.1 {answer.status} {phrase}\r\n"
         f"Date: {_http_date(int(time.time()))}\r\n"
         f"Content-Type: {answer.content_type}\r\n"
         f"Content-Length: {len(answer.body)}\r\n"
@@ -1418,182 +1670,219 @@ def _http_date(second: int) -> str:
     return time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(second))
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    """Answers one whole request, of a Connection, from memory: what the server's `respond` says,
-    or nothing yet if that is None; then somebody calls the connection's send() later."""
-
-    server: Server
-
-    def setup(self) -> None:
-        self.head, self.body = self.request.take()
-
-    def handle(self) -> None:
-        connection, server = self.request, self.server
-        try:
-            answer = server.respond(self.head, self.body, connection)
-        except Refusal as refusal:
-            answer = server.refuse(refusal, connection.peer)
-        except Exception as error:
-            log("ERROR", "bug", error=type(error).__name__, trace=where(error))
-            answer = server.refuse(Refusal(500, "whook failed: see its log"), connection.peer)
-        if answer:
-            connection.send(answer)
-
-    def finish(self) -> None:
-        """There is nothing to flush."""
-
-
 Respond = Callable[[Head, "bytes | bytearray", Connection], "Answer | None"]
 
 
 class Server(http.server.HTTPServer):
-    """A bounded HTTP/1.1 server within a loop, over TLS where it has a context. `respond` answers
-    a whole request, or raises Refusal; `draining` closes each connection as it answers."""
+    """A listening socket, its connections, and their limits.
 
-    context: ssl.SSLContext | None = None
+    `respond` returns the answer to a complete request, or None if Connection.send() is called
+    later; it may raise HTTPError. Of HTTPServer it uses server_activate(), server_close() and, of
+    its base class, server_bind(). The loop calls step() when clients connect.
+    """
+
+    request_queue_size = BACKLOG
+    context: ssl.SSLContext | None = None  # for the next connections; None is plain HTTP
     max_body, max_connections = MAX_BODY, MAX_CONNECTIONS
-    draining = False
-    urgent = False  # its requests are answered before those of other servers
-    last_logged = 0.0
+    max_buffered = MAX_BUFFERED_BODIES * MAX_BODY
+    urgent = False  # the loop evaluates its requests first
+    draining = False  # each answer closes its connection
 
-    def __init__(self, listener: socket.socket, respond: Respond, loop: Loop) -> None:
-        super().__init__(listener.getsockname()[:2], Handler, bind_and_activate=False)
-        self.socket.close()
-        self.socket = listener
-        listener.setblocking(False)
+    def __init__(self, host: str, port: int, flag: str, respond: Respond, loop: Loop) -> None:
+        """Listen on an address, or on all of IPv4 and IPv6 if `host` is empty. Raises ConfigError
+        that names the `flag` for the port."""
+        self.dual_stack = host in ("", "::") and socket.has_dualstack_ipv6()
+        ipv6 = self.dual_stack or ":" in host
+        self.address_family = socket.AF_INET6 if ipv6 else socket.AF_INET
+        super().__init__((host, port), Connection, bind_and_activate=False)  # type: ignore[arg-type]
+        try:
+            self.server_bind()
+            self.server_activate()
+        except OSError as error:
+            self.server_close()
+            if isinstance(error, socket.gaierror):
+                raise ConfigError(
+                    f"--host {host} has no address on this machine", "name another address"
+                ) from None
+            raise ConfigError(
+                f"can't listen on {host or 'any address'}, port {port}: {error.strerror}",
+                f"choose another port or address with {flag} or --host, or stop what uses it",
+            ) from None
+        self.socket.setblocking(False)
         self.respond, self.loop = respond, loop
-        self.connections: set[Connection] = set()
-        self.counted: Callable[[str], None] = lambda what: None  # told of each refusal
-        self.accepting = False
+        self.states: dict[str, dict[Connection, None]] = {state: {} for state in TIMEOUTS}
+        self.buffered = 0  # bytes in memory for requests and responses of all connections
+        self.on_refusal: Callable[[str], None] = lambda reason: None
+        self.listening, self.last_logged = False, -math.inf
         loop.servers.append(self)
 
-    def accept(self) -> None:
-        """Take who wants to connect. When all places are taken, the connection that has been idle
-        longest makes room."""
-        for _ in range(ACCEPTS):
+    def server_bind(self) -> None:
+        if self.address_family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not self.dual_stack)
+        socketserver.TCPServer.server_bind(self)  # HTTPServer's would ask the DNS
+
+    def step(self) -> None:
+        """Accept some connections. When all places are taken, evict one for each."""
+        for _ in range(ACCEPTS_PER_TURN):
             try:
-                client, address = self.get_request()
+                client, address = self.socket.accept()
             except BlockingIOError:
                 return
-            except OSError as error:
-                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
-                    self.make_room()
-                    self.listen(False)  # till the next tick: it would stay readable
-                    return
-                continue  # it is gone already
-            full = len(self.connections) >= self.max_connections and not self.make_room()
-            if full and len(self.connections) >= self.max_connections + MAX_REFUSING:
-                self.count("overfull")
-                self.close_request(client)
-            else:
-                connection = Connection(self, client, str(address[0]), full)
-                self.connections.add(connection)
-                connection.go_on()
-
-    def get_request(self) -> tuple[Any, Any]:
-        client, address = self.socket.accept()
-        client.setblocking(False)
-        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
-        if self.context:
-            wrap = functools.partial(self.context.wrap_socket, server_side=True)
-            try:
-                return wrap(client, do_handshake_on_connect=False), address
-            except OSError:
+            except OSError:  # no file descriptor is left
+                self.evict()
+                self.listen(False)  # until the next tick, as the socket stays readable
+                return
+            if self.connection_count() >= self.max_connections and not self.evict():
                 client.close()
-                raise
-        return client, address
+                self.count("overfull")
+                continue
+            with contextlib.suppress(OSError):  # the client is gone already
+                client.setblocking(False)
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+                Connection(self, client, str(address[0]))
 
-    def make_room(self) -> bool:
-        idle = [each for each in self.connections if each.phase in _MAKES_ROOM]
-        if idle:
-            min(idle, key=lambda each: each.since).close()
-        return bool(idle)
+    def connection_count(self) -> int:
+        return sum(map(len, self.states.values()))
 
-    def listen(self, accepting: bool) -> None:
-        """Accept, or no more."""
-        if accepting != self.accepting:
-            self.accepting = accepting
-            if accepting:
-                self.loop.selector.register(self.socket, selectors.EVENT_READ, self.accept)
+    def evict(self) -> bool:
+        """Close the oldest connection in the first state, in the order of TIMEOUTS, that has one.
+
+        Return False if the requests of all connections are waiting for an answer."""
+        for state, connections in self.states.items():
+            if connections and state != "waiting":
+                next(iter(connections)).close()
+                return True
+        return False
+
+    def release_buffers(self, newcomer: Connection) -> bool:
+        """Refuse the oldest incomplete body, or else close the connection that has been receiving
+        its response for the longest time. Return False if there is none but the newcomer."""
+        for state in ("body", "writing"):
+            for connection in self.states[state]:
+                if connection is not newcomer:
+                    if state == "body":
+                        connection.send(self.refuse(_at_limit(), connection.peer), last=True)
+                        connection.count_bytes()
+                    else:
+                        connection.close()
+                    return True
+        return False
+
+    def close_expired(self) -> None:
+        """Close the connections that have been in their state for longer than they may."""
+        for state, connections in self.states.items():
+            while connections:
+                oldest = next(iter(connections))
+                if self.loop.clock - oldest.since <= TIMEOUTS[state]:
+                    break
+                oldest.close()
+
+    def listen(self, listening: bool) -> None:
+        """Begin or stop to accept connections."""
+        if listening != self.listening:
+            self.listening = listening
+            if listening:
+                self.loop.selector.register(self.socket, selectors.EVENT_READ, self)
             else:
                 self.loop.selector.unregister(self.socket)
 
-    def reap(self, late: float) -> None:
-        """Cut each connection that takes longer than it may, but for the seconds that the loop was
-        at work, or stopped, and so is itself late. Half full, there is less patience."""
-        now, loop = time.monotonic(), self.loop
-        full = 2 * loop.held > loop.bound or 2 * len(self.connections) > self.max_connections
-        for connection in list(self.connections):
-            if connection.phase != "waiting":
-                connection.since += late
-            if now - connection.since > PATIENCE[connection.phase][full]:
-                connection.close()
+    def refuse(self, error: HTTPError, peer: str) -> Answer:
+        """Return the answer for an error, and count it."""
+        self.count(str(error.status), peer=peer, error=error.message)
+        return status_answer(error)
 
-    def refuse(self, refusal: Refusal, peer: str) -> Answer:
-        self.count(str(refusal.status), peer=peer, error=refusal.message)
-        return status_answer(refusal)
-
-    def count(self, what: str, **fields: object) -> None:
-        """Count what got no verdict; log the first in a second, as a flood must not fill a disk."""
-        self.counted(what)
+    def count(self, reason: str, **fields: object) -> None:
+        """Count a request without a verdict; log one a second, so that a flood fills no disk."""
+        self.on_refusal(reason)
         if time.monotonic() - self.last_logged > 1:
             self.last_logged = time.monotonic()
-            log("WARN", "refused", what=what, **fields)
+            log("WARN", "refused", what=reason, **fields)
 
 
 # ---------------------------------------------------------------------------- 8 TLS
 
 
-class Serving(NamedTuple):
-    """A TLS context, and what the log, the metrics and /readyz say of its certificate."""
+class ServingCertificate(NamedTuple):
+    """A TLS context, and the facts of its certificate for the log, the metrics and /readyz."""
 
     context: ssl.SSLContext
     names: tuple[str, ...]
-    not_after: float  # seconds since 1970
+    not_after: float  # seconds since 1970; of the certificate in the chain that expires first
 
     def facts(self) -> dict[str, object]:
         end = _utc_second(int(self.not_after)) + "Z"
         return {"names": ",".join(self.names), "not_after": end}
 
 
-def load_tls(options: argparse.Namespace, files: Mapping[str, bytes]) -> Serving:
-    """A new context that was proven to serve, and its certificate; SetupError otherwise.
+def load_tls(options: argparse.Namespace, files: Mapping[str, bytes]) -> ServingCertificate:
+    """Return a new context for the certificate, proven to serve. Raises ConfigError.
 
-    Always a new one: a failed load_cert_chain on a context in use breaks its later handshakes.
-    """
+    The context is always new, as a failed load_cert_chain() breaks one that is in use."""
     cert, key = options.tls_cert, options.tls_key
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
-    context.num_tickets = 0  # the API server never resumes: two tickets a handshake for nothing
-    at_fault, hint = f"{cert} with {key}", "take both from one Secret, PEM, no password on the key"
-    if b"PRIVATE KEY-----" in files[cert] and b"BEGIN CERTIFICATE" in files[key]:
-        raise SetupError(
-            f"can't serve with {at_fault}: they are swapped", "--tls-cert is the certificate"
-        )
+    context.num_tickets = 0  # the API server resumes no sessions
+    _check_pem(cert, key, files)
+    subject, hint = f"{cert} with {key}", "take both from the same Secret, and use no password"
     try:
         context.load_cert_chain(cert, key, password=_no_password)
-        at_fault, hint = cert, "make a new one: python certs.py, or here: python certs.py local"
+        subject, hint = cert, f"make a new one: {_certs_command(cert)}"
         names, not_after = _prove(context, cert)
-        at_fault, hint = options.client_ca, "give the CA's certificates as PEM"
+        if not names:
+            raise ValueError("it has no subject alternative name, which the API server needs")
+        if not_after < time.time():
+            raise ValueError("an intermediate certificate in it has expired")
+        subject, hint = options.client_ca, "give the CA's certificates as PEM"
         if options.client_ca:
             context.load_verify_locations(options.client_ca)
             context.verify_mode = ssl.CERT_REQUIRED
+            context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN  # as Go does
     except (ssl.SSLError, ValueError) as error:
         reason = getattr(error, "verify_message", None) or getattr(error, "reason", None) or error
-        raise SetupError(f"can't serve with {at_fault}: {reason}", hint) from None
+        raise ConfigError(f"can't serve with {subject}: {reason}", hint) from None
     if read_files(files, "") != files:
-        raise SetupError("the TLS files changed while they were read", "they will be read again")
-    return Serving(context, names, not_after)
+        raise ConfigError("the TLS files changed while they were read", "whook reads them again")
+    return ServingCertificate(context, names, not_after)
 
 
 def _no_password() -> NoReturn:
     raise ValueError("the key has a password")
 
 
+def _certs_command(path: str) -> str:
+    """Return the command that makes the certificate files in the folder of `path`."""
+    local = "local" in os.path.dirname(path)
+    return "python certs.py local" if local else "python certs.py"
+
+
+def _check_pem(cert: str, key: str, files: Mapping[str, bytes]) -> None:
+    """Raise ConfigError for the mistakes of which OpenSSL's message does not name the cause."""
+    if b"PRIVATE KEY-----" in files[cert] and b"PRIVATE KEY-----" not in files[key]:
+        raise ConfigError(
+            f"{cert} holds a private key and {key} does not: they are swapped",
+            "--tls-cert is the certificate, --tls-key its private key",
+        )
+    for path, label in ((cert, b"CERTIFICATE-----"), (key, b"PRIVATE KEY-----")):
+        content = files[path]
+        if content[:1] == b"\x30":
+            kind = "x509" if path == cert else "pkey"
+            raise ConfigError(
+                f"{path} is in DER format, not PEM",
+                f"convert it: openssl {kind} -inform der -in {path} -out NEW.pem",
+            )
+        if re.search(rb"-----BEGIN [A-Z ]*" + label + rb"[^\r\n]", content):
+            raise ConfigError(
+                f"{path} is PEM without line breaks",
+                "keep the line breaks; a shell needs quotes around a variable that holds them",
+            )
+
+
 def _prove(context: ssl.SSLContext, cert: str) -> tuple[tuple[str, ...], float]:
-    """Shake hands with ourselves in memory, trusting just this certificate: it must belong to the
-    key, and be valid today, for a server. Its names and its end; ssl.SSLError otherwise."""
+    """Return the names of the certificate, and when the first one in its chain expires.
+
+    For that, make a handshake in memory with a client that trusts just this file: the certificate
+    must match the key, and be valid now, for a server. Raises ssl.SSLError."""
     trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     trusting.check_hostname = False
     trusting.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
@@ -1604,91 +1893,52 @@ def _prove(context: ssl.SSLContext, cert: str) -> tuple[tuple[str, ...], float]:
     for side in (client, server, client, server):
         with contextlib.suppress(ssl.SSLWantReadError):
             side.do_handshake()
-    facts: dict[str, Any] = client.getpeercert() or {}
-    names = tuple(name for _, name in facts.get("subjectAltName", ()))
-    return names, ssl.cert_time_to_seconds(facts["notAfter"])
-
-
-Made = TypeVar("Made")
-
-
-class Watched(Generic[Made]):
-    """Something made from files (the policies, the TLS context), and made anew when their content
-    changes. `value` is the last good one; SetupError if the first is none. What fails is tried
-    again when it changes, or each time if `again`: a certificate may be valid a second later."""
-
-    def __init__(
-        self,
-        what: str,
-        read: Callable[[], Mapping[str, bytes]],
-        make: Callable[[Mapping[str, bytes]], Made],
-        facts: Callable[[Made], dict[str, object]] = lambda value: {},
-        again: bool = False,
-    ) -> None:
-        self.what, self.read, self.make, self.facts, self.again = what, read, make, facts, again
-        contents = read()
-        self.value, self.seen = make(contents), digest_of(contents)
-        self.errors, self.complaint, self.made_at = 0, "", time.time()
-        log("INFO", what, **facts(self.value))
-
-    def refresh(self) -> None:
-        """Look at the files. A mounted ConfigMap or Secret swaps a link to a whole folder, maybe
-        between two reads of ours: so only what reads the same twice is taken."""
-        seen = ""
-        try:
-            contents = self.read()
-            if digest_of(contents) != self.seen and self.read() == contents:
-                seen = digest_of(contents)
-                self.value, self.made_at = self.make(contents), time.time()
-                self.seen, self.complaint = seen, ""
-                log("INFO", "reloaded", what=self.what, **self.facts(self.value))
-        except SetupError as error:
-            self.seen = "" if self.again else seen
-            if self.complaint != error.message:
-                self.complaint, self.errors = error.message, self.errors + 1
-                log("ERROR", "reload", what=self.what, error=error.message, hint=error.hint)
+    leaf: dict[str, Any] = client.getpeercert() or {}
+    names = (name for _, name in leaf.get("subjectAltName", ()) if isinstance(name, str))
+    chain: list[dict[str, Any]] = [leaf, *trusting.get_ca_certs()]
+    return tuple(names), min(ssl.cert_time_to_seconds(each["notAfter"]) for each in chain)
 
 
 # ---------------------------------------------------------------------------- 9 metrics
 
 BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 1, 5, 10, 30)
-KINDS = (  # that have a label of their own, whatever else comes
-    "Pod Deployment ReplicaSet StatefulSet DaemonSet Job CronJob Service Ingress Secret ConfigMap "
-    "ServiceAccount Namespace Node PersistentVolume PersistentVolumeClaim Role RoleBinding "
-    "ClusterRole ClusterRoleBinding NetworkPolicy Event Lease HorizontalPodAutoscaler Scale "
-    "PodDisruptionBudget Endpoints EndpointSlice Eviction Binding CustomResourceDefinition "
-    "PodExecOptions PodAttachOptions PodPortForwardOptions"
-)
-MAX_KINDS = 100  # that have one at all; the rest is "other"
 
 # name: type, help, labels
 METRICS: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "whook_reviews_total": ("counter", "Reviews.", ("path", "operation", "kind", "outcome")),
-    "whook_review_duration_seconds": ("histogram", "From whole to answered.", ("path",)),
-    "whook_policy_duration_seconds": ("histogram", "Time in each policy.", ("policy",)),
-    "whook_policy_errors_total": ("counter", "Reviews a policy failed on.", ("policy", "cause")),
-    "whook_patch_operations_total": ("counter", "JSON Patch operations.", ("policy",)),
-    "whook_refusals_total": ("counter", "Requests without a verdict.", ("reason",)),
+    "whook_reviews_total": (
+        "counter", "Reviews evaluated.", ("path", "operation", "kind", "outcome")),
+    "whook_review_duration_seconds": (
+        "histogram", "Seconds from the complete request to the response.", ("path",)),
+    "whook_policy_duration_seconds": ("histogram", "Seconds spent in each policy.", ("policy",)),
+    "whook_policy_errors_total": (
+        "counter", "Reviews that a policy failed on.", ("policy", "cause")),
+    "whook_patch_operations_total": ("counter", "JSON Patch operations sent.", ("policy",)),
+    "whook_refusals_total": ("counter", "Requests that got no verdict.", ("reason",)),
     "whook_connections": ("gauge", "Open connections on the admission port.", ()),
-    "whook_held_bytes": ("gauge", "Bytes that came and wait.", ()),
-    "whook_ready": ("gauge", "Whether reviews should come here.", ()),
-    "whook_log_lines_dropped_total": ("counter", "Lines that nobody took.", ()),
-    "whook_reload_errors_total": ("counter", "Changed files that can't be used.", ("what",)),
-    "whook_reload_failing": ("gauge", "Whether the files of now can't be used.", ("what",)),
-    "whook_reload_timestamp_seconds": ("gauge", "When the files in use were loaded.", ("what",)),
+    "whook_buffered_bytes": (
+        "gauge", "Bytes of requests and responses in memory, admission port.", ()),
+    "whook_ready": ("gauge", "1 if whook is ready for reviews.", ()),
+    "whook_log_lines_dropped_total": (
+        "counter", "Log lines dropped because standard error would block.", ()),
+    "whook_reload_errors_total": ("counter", "Changed files that failed to load.", ("what",)),
+    "whook_reload_failing": ("gauge", "1 if the current files failed to load.", ("what",)),
+    "whook_reload_timestamp_seconds": (
+        "gauge", "When the files in use were loaded, in seconds since 1970.", ("what",)),
     "whook_policies_info": ("gauge", "The hash of the policies in use.", ("hash",)),
-    "whook_certificate_not_after_timestamp_seconds": ("gauge", "The leaf's end.", ()),
+    "whook_certificate_not_after_timestamp_seconds": (
+        "gauge", "When the serving certificate or an intermediate one expires.", ()),
     "whook_build_info": ("gauge", "The versions in use.", ("version", "python")),
-}
+}  # fmt: skip
+
+_KIND = re.compile(r"[A-Za-z0-9]{1,63}").fullmatch
 
 
 class Metrics:
-    """Numbers by metric and label values: one for a counter or gauge; for a histogram a count for
-    each bucket, then the sum."""
+    """Numbers by metric and label values: one number for a counter or gauge; for a histogram a
+    count for each bucket, then the sum."""
 
     def __init__(self) -> None:
         self.series: dict[str, dict[tuple[str, ...], list[float]]] = {name: {} for name in METRICS}
-        self.kinds = {*KINDS.split()}
 
     def add(self, name: str, *labels: str, amount: float = 1) -> None:
         self.numbers(name, labels, 1)[0] += amount
@@ -1710,11 +1960,9 @@ class Metrics:
         return series[labels]
 
     def review(self, path: str, request: Request, outcome: str, seconds: float) -> None:
+        """Count one review."""
         kind, response = request.kind.kind, request.response
-        if kind not in self.kinds:
-            known = len(self.kinds) < MAX_KINDS and len(kind) <= 63 and kind.isalnum()
-            kind = kind if known else "other"
-            self.kinds.add(kind)
+        kind = kind if _KIND(kind) else "other"
         self.add("whook_reviews_total", path, request.operation, kind, outcome)
         self.observe("whook_review_duration_seconds", path, seconds=seconds)
         for policy, spent in response.spent.items():
@@ -1723,8 +1971,8 @@ class Metrics:
             self.add("whook_patch_operations_total", policy, amount=count)
 
     def render(self) -> bytes:
-        """All of them in Prometheus' text format 0.0.4. Label values hold nothing that would have
-        to be escaped: they are names that whook knows or has checked."""
+        """Return all metrics in Prometheus' text format 0.0.4. Label values need no escapes: they
+        are names that whook defines or has checked."""
         lines = []
         for name, (kind, text, keys) in METRICS.items():
             lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
@@ -1733,9 +1981,8 @@ class Metrics:
                 if not counts:
                     lines.append(f"{name}{{{','.join(pairs)}}} {total:.15g}")
                     continue
-                for bound, count in zip(
-                    (*BUCKETS, "+Inf"), itertools.accumulate(counts), strict=True
-                ):
+                bounds = zip((*BUCKETS, "+Inf"), itertools.accumulate(counts), strict=True)
+                for bound, count in bounds:
                     below = ",".join([*pairs, f'le="{bound}"'])
                     lines.append(f"{name}_bucket{{{below}}} {count}")
                 lines.append(f"{name}_sum{{{','.join(pairs)}}} {total:.15g}")
@@ -1747,59 +1994,139 @@ class Metrics:
 
 
 class Loop:
-    """What waits: one select, for all sockets of all servers. Then each ready socket takes a step,
-    and for a SLICE of time those at the head of the queue get what costs more."""
+    """The event loop: one select() for all sockets of all servers.
+
+    In a turn, every ready socket takes one bounded step, then complete requests are evaluated for
+    a short time, then the responses are sent together. Each of the three ends after a slice of
+    time; what is left is done in the next turn. Requests on a server that is `urgent` (health) are
+    evaluated first, then the others in order of arrival, except that large bodies have a queue of
+    their own: after one of them, all smaller ones that are waiting come before the next.
+    """
 
     def __init__(self) -> None:
         self.selector = selectors.DefaultSelector()
         self.servers: list[Server] = []
-        self.jobs: collections.deque[Callable[[], None]] = collections.deque()
-        self.answers: list[Connection] = []  # whose answers go out at the end of the turn
-        self.held = 0  # bytes that came and wait, of all connections
-        self.bound = BODIES_HELD * MAX_BODY
-        self.due: list[Callable[[], None]] = []  # what else is to be done each TICK
-        self.quiet = False  # nothing came in the last turn, and nothing is to be done
+        self.tasks: list[Callable[[], None]] = []  # called each TICK
+        self.responses: list[Connection] = []  # to be sent at the end of the turn
+        self.health: collections.deque[Connection] = collections.deque()
+        self.small: collections.deque[Connection] = collections.deque()
+        self.large: collections.deque[Connection] = collections.deque()
+        self.owed = 0  # smaller requests to evaluate before the next large one, at most until ...
+        self.large_due = 0.0
+        self.large_done = False  # a large one was evaluated in this turn
+        self.handshakes = 0  # that have been made in this turn
+        self.clock = self.last = 0.0
 
     def run(self, ended: Callable[[], bool]) -> None:
-        """Turn until it has ended."""
-        watched, next_tick = False, 0.0
+        """Make turns until `ended` returns True."""
+        next_tick, self.last = 0.0, time.monotonic()
         while not ended():
-            left = 0.0 if self.jobs or self.answers else max(next_tick - time.monotonic(), 0.0)
-            ready = self.selector.select(left)
-            for key, _ in ready:
-                key.data()
-            self.quiet = not ready and not self.jobs
-            if self.jobs and not watched:
-                watched = True
-                _watch_for_stuck_calls()
-            until = time.monotonic() + SLICE
-            while self.jobs:
-                self.jobs.popleft()()
-                if time.monotonic() > until:
-                    break
-            answers, self.answers = self.answers, []
-            for connection in answers:  # together: to wake a client for each costs more than all
-                connection.go_on()
-            log.flush()
-            if (now := time.monotonic()) >= next_tick:
-                faulthandler.cancel_dump_traceback_later()
-                self.tick(now - next_tick if next_tick else 0.0)
-                watched, next_tick = False, time.monotonic() + TICK
+            busy = self.health or self.small or self.large or self.responses
+            ready = self.selector.select(0 if busy else max(next_tick - time.monotonic(), 0))
+            arm_watchdog()
+            self.advance_clock()
+            self.take_steps([key.data for key, _ in ready])
+            self.evaluate()
+            responses, self.responses = self.responses, []
+            for connection in responses:
+                connection.flush()
+            if time.monotonic() >= next_tick:
+                self.tick()
+                next_tick = time.monotonic() + TICK
 
-    def tick(self, late: float) -> None:
+    def advance_clock(self) -> None:
+        """Advance the clock of timeouts by the length of the turn, but at most by one second: when
+        the process was stopped or a policy took long, no client loses its time."""
+        now = time.monotonic()
+        self.clock += min(now - self.last, 1.0)
+        self.last = now
+
+    def take_steps(self, ready: list[Server | Connection]) -> None:
+        """Let each ready socket take a step, for at most STEP_SLICE.
+
+        If there are many, their order is random, so that none is always left out."""
+        self.handshakes = 0
+        if len(ready) > HANDSHAKES_PER_TURN:
+            random.shuffle(ready)
+            ready.sort(key=lambda each: not _server_of(each).urgent)
+        end = time.monotonic() + STEP_SLICE
+        for each in ready:
+            each.step()
+            if time.monotonic() > end and not _server_of(each).urgent:
+                break
+
+    def take_handshake(self) -> bool:
+        """Return True if another handshake may take a step in this turn."""
+        self.handshakes += 1
+        return self.handshakes <= HANDSHAKES_PER_TURN
+
+    def add_request(self, connection: Connection, length: int) -> None:
+        """Put the connection's complete request, whose body has this length, into a queue."""
+        if connection.server.urgent:
+            self.health.append(connection)
+        elif length > LARGE_BODY:
+            self.large.append(connection)
+        else:
+            self.small.append(connection)
+
+    def evaluate(self) -> None:
+        """Evaluate requests until both slices are over or no request is left."""
+        now = time.monotonic()
+        end = now + HEALTH_SLICE
+        while self.health and time.monotonic() < end:
+            self.health.popleft().respond()
+        if self.large_done:
+            self.owed, self.large_due, self.large_done = len(self.small), now + LARGE_WAIT, False
+        end = time.monotonic() + WORK_SLICE
+        while (connection := self.next_request()) and connection.state == "waiting":
+            connection.respond()
+            if time.monotonic() > end:
+                break
+
+    def next_request(self) -> Connection | None:
+        """Remove and return the connection whose request is evaluated next."""
+        may_be_large = not self.owed or time.monotonic() > self.large_due
+        if self.large and not self.large_done and (may_be_large or not self.small):
+            self.large_done = True
+            return self.large.popleft()
+        if self.small:
+            self.owed = max(self.owed - 1, 0)
+            return self.small.popleft()
+        return None
+
+    def tick(self) -> None:
+        """Do what is due every TICK."""
         for server in self.servers:
-            server.reap(late)
+            server.close_expired()
             server.listen(True)
-        for task in self.due:
+        for task in self.tasks:
             task()
 
 
-def _watch_for_stuck_calls() -> None:
-    """End the process if no tick comes for long: a call into C hangs, and can't be stopped. Anew
-    each tick and only where there is work, as it costs 50 µs, and as who is stopped (SIGSTOP, a
-    debugger) while nothing was to be done isn't stuck."""
-    with contextlib.suppress(ValueError, OSError, AttributeError):  # no standard error
-        faulthandler.dump_traceback_later(STUCK_AFTER, exit=True)
+def _server_of(each: Server | Connection) -> Server:
+    return each if isinstance(each, Server) else each.server
+
+
+def start_watchdog() -> None:
+    """Let SIGPROF end the process, after it has printed where the process is.
+
+    arm_watchdog() sets its timer, which counts processor time: so a call into C that never returns
+    is ended, but not a process that is stopped for a while. A call that blocks without using the
+    processor is left to the liveness probe. For process 1 the kernel ignores the signal."""
+    if hasattr(faulthandler, "register"):  # not on Windows
+        faulthandler.register(signal.SIGPROF, file=2, chain=True)
+        arm_watchdog()
+        if os.getpid() == 1:
+            log("WARN", "watchdog", error="it has no effect for process 1", hint=_PROCESS_1_HINT)
+
+
+_PROCESS_1_HINT = "set shareProcessNamespace: true in the pod, or start the container with --init"
+
+
+def arm_watchdog() -> None:
+    """Give the process WATCHDOG seconds of processor time until the next call."""
+    if time_limit.enabled:
+        signal.setitimer(signal.ITIMER_PROF, WATCHDOG)
 
 
 Evaluate = Callable[[Request, Sequence[Policy], Verb], Response]
@@ -1809,150 +2136,157 @@ _TIMEOUT = re.compile(r"(?:^|&)timeout=([^&]*)").search
 
 
 def route(head: Head) -> tuple[Verb, str, float]:
-    """Which policies a request is for ("" means all), and its time-out in seconds; Refusal (400,
-    404, 405, 415) if it is for none."""
+    """Return the verb, the policy's name or "" for all, and the timeout in seconds of a request.
+
+    Raises HTTPError 400, 404, 405 or 415."""
     target = _TARGET(head.target)
     if not target:
-        raise Refusal(404, "there is nothing here but /mutate, /validate, /warn, or /mutate/POLICY")
+        raise HTTPError(
+            404, "the paths are /mutate, /validate, /warn and, for one policy, /mutate/NAME"
+        )
     if head.method != "POST":
-        raise Refusal(405, f"{head.method} is not allowed: POST an AdmissionReview", Allow="POST")
-    content_type = head.headers.get("content-type", "").partition(";")[0].strip().lower()
+        raise HTTPError(405, f"{head.method} is not allowed: POST an AdmissionReview", Allow="POST")
+    content_type = head.headers.get("content-type", "").partition(";")[0].strip(" \t").lower()
     if content_type != "application/json":
-        raise Refusal(415, f"the content-type {cut(content_type)!r} is not application/json")
+        raise HTTPError(415, f"the content-type {truncate(content_type)!r} is not application/json")
     timeout = _TIMEOUT(target[3] or "")
     verb: Verb = target[1]  # type: ignore[assignment]
     if not timeout:
-        return verb, target[2] or "", DEFAULT_TIMEOUT
+        return verb, target[2] or "", DEFAULT_REVIEW_TIMEOUT
     if not re.fullmatch("[0-9]{1,4}s", timeout[1]):
-        raise Refusal(400, f"the timeout {cut(timeout[1])!r} is not in whole seconds, as in 5s")
-    return verb, target[2] or "", min(float(timeout[1][:-1]), MAX_TIMEOUT)
+        raise HTTPError(
+            400, f"the timeout {truncate(timeout[1])!r} is not in whole seconds, as in 5s"
+        )
+    return verb, target[2] or "", min(float(timeout[1][:-1]), MAX_REVIEW_TIMEOUT)
 
 
 class Process:
-    """All of whook: two servers in one loop, what they serve with, and the end.
+    """All of whook: two servers in one loop, the policies and certificate they use, and the drain.
 
-    `evaluate` may be another function of the same shape. Signals only set `until`; the loop sees it
-    within a TICK.
+    `evaluate` may be another function of the same signature. Signal handlers only set attributes;
+    the loop reads them within a TICK.
     """
 
     def __init__(self, evaluate: Evaluate = evaluate) -> None:
         self.evaluate = evaluate
-        self.until = math.inf  # on the monotonic clock: when draining is over at the latest
-        self.grace, self.interrupted = GRACE_PERIOD, False
+        self.drain_deadline = math.inf  # by time.monotonic(); finite while draining
+        self.finish_deadline = math.inf  # finite when the grace period is over
+        self.grace_period, self.interrupted = GRACE_PERIOD, False
+        self.idle_since = 0.0  # while draining: when the last client was connected
         self.metrics, self.loop = Metrics(), Loop()
 
-    def obey_signals(self) -> None:
-        set_handler(signal.SIGTERM, lambda *_: self.end(self.grace))
-        set_handler(signal.SIGINT, self.interrupt)
+    def handle_signals(self) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: self.drain(self.grace_period))
+        signal.signal(signal.SIGINT, self.interrupt)
+        if hasattr(signal, "SIGHUP"):
+            signal.signal(signal.SIGHUP, self.hang_up)
 
-    def end(self, grace: float) -> None:
-        """Begin to drain; a second SIGTERM changes nothing, as some send it twice."""
-        if self.until == math.inf:
-            self.until = time.monotonic() + grace
+    def drain(self, grace_period: float) -> None:
+        """Begin to drain. A second SIGTERM changes nothing, as some tools send it twice."""
+        if self.drain_deadline == math.inf:
+            self.drain_deadline = time.monotonic() + grace_period
 
     def interrupt(self, *_: object) -> None:
-        """Ctrl-C: finish what is in flight. Twice: end at once."""
+        """Handle Ctrl-C: answer the requests that were received, then exit. Twice: exit at once."""
         if self.interrupted:
             os._exit(1)
-        self.interrupted, self.until = True, time.monotonic()
+        self.interrupted, self.drain_deadline = True, time.monotonic()
+
+    def hang_up(self, *_: object) -> None:
+        """Handle SIGHUP, which other servers take as a request to read their files again. whook
+        does that by itself every TICK."""
 
     def set_up(self, options: argparse.Namespace) -> None:
-        """Load, prove and bind all that serving needs, and log what it is; SetupError."""
-        self.grace = options.grace_period
+        """Load, prove and bind all that serving needs, and log it. Raises ConfigError."""
+        self.grace_period = options.grace_period
         log(
             "INFO", "start", version=__version__, python=sys.version.split()[0], process=os.getpid()
         )
-        files = [file for file in (options.tls_cert, options.tls_key, options.client_ca) if file]
-        self.policies = Watched(
+        start_watchdog()
+        self.policies = Reloadable(
             "policies",
             lambda: read_sources(options.policy),
-            functools.partial(load_policies, seconds=START_BUDGET),
+            functools.partial(load_policies, seconds=START_TIME_LIMIT),
             PolicySet.facts,
         )
         self.policies.make = load_policies
-        self.tls = Watched(
-            "tls",
-            lambda: read_files(files, f"{LOCAL_HINT}, in local-certs/"),
-            functools.partial(load_tls, options),
-            Serving.facts,
-            again=True,
-        )
-        self.admission = Server(
-            listen(options.host, options.port, "--port"), self.review, self.loop
-        )
-        health = listen(options.host, options.health_port, "--health-port")
-        self.health = Server(health, self.answer_health, self.loop)
-        self.health.urgent = True
+        self.tls = Reloadable("tls", *tls_loader(options), ServingCertificate.facts, retry=True)
+        self.handle_signals()  # again: a module that a policy imports may have set others
+        self.admission = Server(options.host, options.port, "--port", self.review, self.loop)
+        self.admission.context = self.tls.value.context
         self.admission.max_body = options.max_body
+        self.admission.max_buffered = MAX_BUFFERED_BODIES * options.max_body
         self.admission.max_connections = options.max_connections
-        self.loop.bound = BODIES_HELD * options.max_body
+        port = options.health_port
+        self.health = Server(options.host, port, "--health-port", self.answer_health, self.loop)
+        self.health.urgent, self.health.max_body = True, 0
+        self.health.max_connections = MAX_HEALTH_CONNECTIONS
         for server in (self.admission, self.health):
-            server.counted = functools.partial(self.metrics.add, "whook_refusals_total")
-        _allow_files(options.max_connections + 2 * MAX_REFUSING + 100)
-        self.loop.due.append(self.look_after)
+            server.on_refusal = functools.partial(self.metrics.add, "whook_refusals_total")
+        _raise_file_limit(options.max_connections + MAX_HEALTH_CONNECTIONS + 100)
+        if options.reload:
+            self.loop.tasks.append(self.policies.refresh)
+        self.loop.tasks.append(self.refresh_tls)
         gc.collect()
-        gc.freeze()  # what stands here stays: don't walk it again
+        gc.freeze()  # later collections skip the objects that exist now
 
     def run(self) -> None:
-        """Serve until a signal says otherwise."""
-        where = [_address(server.socket) for server in (self.admission, self.health)]
-        log("INFO", "ready", admission=where[0], health=where[1])
-        log.together = True
+        """Serve until a signal ends it."""
+        admission, health = [_address(each.socket) for each in (self.admission, self.health)]
+        host = re.sub(r"^(0\.0\.0\.0|\[::\])", "localhost", admission)
+        log("INFO", "ready", admission=admission, health=health, reviews=f"https://{host}/mutate")
         self.loop.run(self.ended)
         log("INFO", "end", dropped=log.dropped)
-        log.together = False
-        log.flush()
 
-    def look_after(self) -> None:
-        """What is due every half second."""
-        self.policies.refresh()
+    def refresh_tls(self) -> None:
         self.tls.refresh()
         self.admission.context = self.tls.value.context
 
     def ended(self) -> bool:
-        """Whether draining is over: nobody is connected, nor was for a while, or time is up; and no
-        answer is due or on its way."""
-        if self.until == math.inf:
+        """Return True when the drain is over: no client is connected or the grace period is over,
+        and the requests received until then are answered."""
+        if self.drain_deadline == math.inf:
             return False
         now, admission = time.monotonic(), self.admission
         if not admission.draining:
-            admission.draining, self.alone_since = True, now
-            log("INFO", "drain", connections=len(admission.connections))
-        if admission.connections:
-            self.alone_since = now
-        if now < min(self.until, self.alone_since + SETTLE_TIME):
-            return False
+            admission.draining, self.idle_since = True, now
+            log("INFO", "drain", connections=admission.connection_count())
+        if admission.connection_count():
+            self.idle_since = now
+        if self.finish_deadline == math.inf:
+            if now < min(self.drain_deadline, self.idle_since + SETTLE_TIME):
+                return False
+            self.finish_deadline = now + FINISH_TIME
         admission.listen(False)
-        busy = ("waiting", "write", "linger")
-        return self.loop.quiet and not any(each.phase in busy for each in admission.connections)
+        unanswered = any(admission.states[state] for state in ("waiting", "writing", "lingering"))
+        return now > self.finish_deadline or not unanswered
 
     # -- reviews
 
     def review(self, head: Head, body: bytes | bytearray, connection: Connection) -> Answer | None:
+        """Answer a request on the admission port. Raises HTTPError."""
         verb, name, timeout = route(head)
         policies = self.policies.value.find(verb, name)
-        deadline = connection.since + timeout
-        if time.monotonic() > deadline:
-            raise Refusal(504, "the deadline passed before the review's turn came")
-        request = parse_review(body, deadline)
+        request = parse_review(body, connection.completed_at + timeout)
         path = f"/{verb}/{name}" if name else f"/{verb}"
-        return self.conclude(request, policies, verb, path, connection.since)
+        return self.conclude(request, policies, verb, path, connection.completed_at)
 
     def conclude(
         self, request: Request, policies: Sequence[Policy], verb: Verb, path: str, since: float
     ) -> Answer:
-        """Evaluate a review that came at `since`, count it and log it."""
+        """Evaluate a review that was complete at `since`, count it and log it."""
         outcome = "error"
         try:
-            response = self.evaluate(request, policies, verb)
-            answer = Answer(200, render_review(request, response))
+            answer = self.evaluate_and_render(request, policies, verb)
+            response = request.response
             outcome = "allowed" if response.allowed else "denied"
             outcome = "would_deny" if response.would_deny else outcome
-        except PolicyFault as fault:
-            answer = status_answer(fault)
-            trace = where(fault.__cause__) if fault.__cause__ else ""
-            log("ERROR", "policy", uid=request.uid, error=fault.message, trace=trace)
-            self.metrics.add("whook_policy_errors_total", fault.policy.name, fault.cause)
+        except PolicyError as error:
+            answer = status_answer(error)
+            places = traceback_summary(error.__cause__) if error.__cause__ else ""
+            name, cause = error.policy.name, error.cause
+            log("ERROR", "policy", uid=request.uid, policy=name, error=error.summary, at=places)
+            self.metrics.add("whook_policy_errors_total", name, cause)
         duration = time.monotonic() - since
         self.metrics.review(path, request, outcome, duration)
         log(
@@ -1963,49 +2297,90 @@ class Process:
             operation=request.operation,
             kind=request.kind.kind,
             object=f"{request.namespace}/{request.name}" if request.namespace else request.name,
-            user=request.user_info.get("username", ""),
+            user=_user_name(request),
             allowed={"allowed": True, "denied": False}.get(outcome, outcome),
             patch=len(request.response.patch),
             duration=f"{duration * 1000:.2f}ms",
         )
         return answer
 
+    def evaluate_and_render(
+        self, request: Request, policies: Sequence[Policy], verb: Verb
+    ) -> Answer:
+        """Return the answer to a review: parsing, evaluating and rendering it have one time limit.
+
+        Raises PolicyError, or HTTPError 500 or 504 if the time was over before a policy ran."""
+        now = time.monotonic()
+        if now > request.deadline:
+            raise HTTPError(504, "the deadline passed before the review's turn came")
+        end = min(request.started + TIME_LIMIT, request.deadline)
+        try:
+            run = self._evaluate_and_render
+            answer: Answer = time_limit.run(end - now, run, request, policies, verb)
+            return answer
+        except PolicyTimeout as error:
+            if policy := request.response.policy:
+                reason = describe(error, policy.path)
+                raise PolicyError(policy, "time", reason) from error
+            raise HTTPError(500, f"the review took longer than {TIME_LIMIT:g} s") from None
+
+    def _evaluate_and_render(
+        self, request: Request, policies: Sequence[Policy], verb: Verb
+    ) -> Answer:
+        return Answer(200, render_review(request, self.evaluate(request, policies, verb)))
+
     # -- health
 
     def answer_health(self, head: Head, body: bytes | bytearray, connection: Connection) -> Answer:
-        if head.method not in ("GET", "HEAD"):
-            raise Refusal(405, f"{head.method} is not allowed: GET it", Allow="GET")
+        """Answer a request on the health port. Raises HTTPError."""
+        if head.method != "GET":
+            raise HTTPError(405, f"{head.method} is not allowed: GET it", Allow="GET")
         path = head.target.partition("?")[0]
         if path == "/metrics":
             return Answer(200, self.all_metrics(), {}, "text/plain; version=0.0.4")
         if path not in ("/livez", "/readyz"):
-            raise Refusal(404, "there is nothing here but /livez, /readyz and /metrics")
-        wrong = self.unready() if path == "/readyz" else ""
-        text = f"not ok: {wrong}\n" if wrong else "ok\n"
-        return Answer(503 if wrong else 200, text.encode(), {}, "text/plain")
+            raise HTTPError(404, "the paths are /livez, /readyz and /metrics")
+        reason = self.not_ready_reason() if path == "/readyz" else ""
+        text = f"not ok: {reason}\n" if reason else "ok\n"
+        return Answer(503 if reason else 200, text.encode(), {}, "text/plain")
 
-    def unready(self) -> str:
-        """Why no review should come here; "" if they may."""
-        if self.until < math.inf:
+    def not_ready_reason(self) -> str:
+        """Return why the API server should send no review here, or "" if it may."""
+        if self.drain_deadline < math.inf:
             return "draining"
         expired = time.time() > self.tls.value.not_after
         return "the serving certificate has expired" if expired else ""
 
     def all_metrics(self) -> bytes:
+        """Return the metrics, with the gauges as they are now."""
         put = self.metrics.set
-        put("whook_connections", value=len(self.admission.connections))
-        put("whook_held_bytes", value=self.loop.held)
-        put("whook_ready", value=not self.unready())
+        put("whook_connections", value=self.admission.connection_count())
+        put("whook_buffered_bytes", value=self.admission.buffered)
+        put("whook_ready", value=not self.not_ready_reason())
         put("whook_log_lines_dropped_total", value=log.dropped)
         put("whook_certificate_not_after_timestamp_seconds", value=self.tls.value.not_after)
         self.metrics.series["whook_policies_info"].clear()
         put("whook_policies_info", self.policies.value.digest, value=1)
         put("whook_build_info", __version__, sys.version.split()[0], value=1)
-        for watched in (self.policies, self.tls):
-            put("whook_reload_timestamp_seconds", watched.what, value=watched.made_at)
-            put("whook_reload_errors_total", watched.what, value=watched.errors)
-            put("whook_reload_failing", watched.what, value=bool(watched.complaint))
+        for each in (self.policies, self.tls):
+            put("whook_reload_timestamp_seconds", each.what, value=each.loaded_at)
+            put("whook_reload_errors_total", each.what, value=each.errors)
+            put("whook_reload_failing", each.what, value=bool(each.last_error))
         return self.metrics.render()
+
+
+def _user_name(request: Request) -> str:
+    name = request._fields["user_info"].get("username")
+    return name if type(name) is str else ""
+
+
+def tls_loader(
+    options: argparse.Namespace,
+) -> tuple[Callable[[], Mapping[str, bytes]], Callable[[Mapping[str, bytes]], ServingCertificate]]:
+    """Return the two functions that read the TLS files and make a context of them."""
+    files = [file for file in (options.tls_cert, options.tls_key, options.client_ca) if file]
+    hint = f"`{_certs_command(options.tls_cert)}` makes a certificate and its key"
+    return lambda: read_files(files, hint), functools.partial(load_tls, options)
 
 
 # ---------------------------------------------------------------------------- 11 command line
@@ -2015,65 +2390,96 @@ EXAMPLES = """\
 examples:
   python certs.py local                     # certificates for this machine
   python whook.py --tls-cert local-certs/server-cert.pem \\
-                  --tls-key local-certs/server-key.pem --policy policies
+                  --tls-key local-certs/server-key.pem --policy policies --reload
+  python whook.py --check --policy policies
 
-SIGTERM: not ready, keep serving, end when nobody is connected any more (exit 0).
-Ctrl-C: finish what is in flight, then end. Twice: end at once."""
+SIGTERM: whook becomes not ready, keeps serving, and exits when no client is connected (status 0).
+Ctrl-C: it answers the requests that it has received, and exits. Twice: it exits at once."""
 
 
 def main(argv: Sequence[str] | None = None, process: Process | None = None) -> int:
-    """The command line; returns the exit status: 0 done, 1 failed, 2 wrong usage."""
+    """Run the command line, and return the exit status: 0 done, 1 failed, 2 wrong usage."""
+    _open_standard_streams()
     process = process or Process()
-    process.obey_signals()  # first of all: process 1 has no default that would end it
+    process.handle_signals()  # first: process 1 has no default action that would end it
     options = parse_arguments(argv)
     log.format = options.log_format
-    _keep_signals()
+    if options.debug_policies:
+        time_limit.enabled = False
+        log("WARN", "debug", error="--debug-policies: policies have no time limit")
     try:
+        if options.check:
+            return check(options)
         process.set_up(options)
         process.run()
-    except SetupError as error:
+    except ConfigError as error:
+        if options.check and error.__cause__:
+            traceback.print_exception(error.__cause__)
         print(f"whook: error: {error.message}\nwhook: hint: {error.hint}", file=sys.stderr)
         return 1
     return 0
 
 
-def _keep_signals() -> None:
-    """Take from policies, and from what they import, what sets signals and timers: they are how a
-    policy is stopped. They see what they would see in another thread: a ValueError."""
+def check(options: argparse.Namespace) -> int:
+    """Load and print the policies, and the TLS files if they are given. Raises ConfigError."""
+    loaded = load_policies(read_sources(options.policy), START_TIME_LIMIT)
+    for policy in loaded.policies:
+        functions = {"mutate": policy.mutate, "validate": policy.validate}
+        defined = [name for name, function in functions.items() if function is not None]
+        print(f"{policy.name}: {', '.join(defined)} ({policy.path})")
+    print(f"{len(loaded.policies)} policies, hash {loaded.digest}")
+    if options.tls_cert and options.tls_key:
+        read, make = tls_loader(options)
+        facts = make(read()).facts()
+        print(f"certificate for {facts['names']}, expires {facts['not_after']}")
+    return 0
 
-    def refuse(*_: object) -> NoReturn:
-        raise ValueError("signals and timers belong to whook")
 
-    for name in ("signal", "setitimer", "alarm", "pthread_sigmask", "siginterrupt"):
-        setattr(signal, name, refuse)
+def _open_standard_streams() -> None:
+    """Open the standard streams that are closed, so that no other file gets their numbers."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="whook",
-        description="A Kubernetes admission webhook: AdmissionReviews in, plain Python policies.",
+        description="A Kubernetes admission webhook: it runs plain Python policies on objects.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--tls-cert", metavar="FILE", help="certificate chain, PEM; reloaded")
-    add("--tls-key", metavar="FILE", help="its private key, PEM; reloaded")
-    add("--policy", metavar="FILE|DIR", action="append", default=[], help="reloaded; repeatable")
+    add("--tls-cert", metavar="FILE", help="certificate chain, PEM; read again when it changes")
+    add("--tls-key", metavar="FILE", help="its private key, PEM; read again when it changes")
+    add("--policy", metavar="FILE|DIR", action="append", default=[],
+        help="policies, read at start; repeatable")  # fmt: skip
     add("--host", metavar="ADDR", default="", help="address to listen on (default: all)")
-    add("--port", type=_whole(0, 65535), default=8443, help="for the API server, HTTPS (8443)")
-    add("--health-port", type=_whole(0, 65535), default=8080, help="HTTP: /livez ... (8080)")
-    add("--client-ca", metavar="FILE", help="demand a client certificate from this CA")
+    add("--port", type=_whole(0, 65535), default=8443,
+        help="HTTPS port for the API server (default: %(default)s)")  # fmt: skip
+    add("--health-port", type=_whole(0, 65535), default=8080,
+        help="HTTP port for /livez, /readyz and /metrics (default: %(default)s)")  # fmt: skip
+    add("--client-ca", metavar="FILE", help="demand a client certificate that this CA has issued")
     add("--max-body", metavar="BYTES", type=_whole(1024, 2**30), default=MAX_BODY,
-        help="of a review (%(default)s)")  # fmt: skip
+        help="largest review accepted (default: %(default)s)")  # fmt: skip
     add("--max-connections", metavar="N", type=_whole(1, 100_000), default=MAX_CONNECTIONS,
-        help="at a time (%(default)s)")  # fmt: skip
+        help="connections at a time (default: %(default)s)")  # fmt: skip
     add("--grace-period", metavar="SECONDS", type=_whole(0, 3600), default=GRACE_PERIOD,
-        help="of draining at most (%(default)g)")  # fmt: skip
-    add("--log-format", choices=("text", "json"), default="text", help="(text)")
+        help="time to drain after SIGTERM, at most (default: %(default)g)")  # fmt: skip
+    add("--log-format", choices=("text", "json"), default="text", help="(default: %(default)s)")
+    add("--reload", action="store_true",
+        help="load policies again when they change; for development: an import that hangs in C or "
+        "exits the process ends whook")  # fmt: skip
+    add("--debug-policies", action="store_true",
+        help="give policies no time limit, so that they can stop at a breakpoint; never in "
+        "production")  # fmt: skip
+    add("--check", action="store_true", help="load the policies, print them, and exit with 0 or 1")
     add("--version", action="version", version=f"whook {__version__}")
     options = parser.parse_args(argv)
     missing = [flag for flag in ("tls_cert", "tls_key") if not getattr(options, flag)]
-    if missing:
+    if missing and not options.check:
         flags = ", ".join("--" + flag.replace("_", "-") for flag in missing)
         message = f"the following arguments are required: {flags}"
         parser.error(f"{message}\nwhook: hint: {LOCAL_HINT}, in local-certs/")
@@ -2091,30 +2497,13 @@ def _whole(least: int, most: int) -> Callable[[str], int]:
     return number
 
 
-def listen(host: str, port: int, flag: str) -> socket.socket:
-    """A listening socket, on all addresses, IPv4 and IPv6, where host is empty; SetupError."""
-    both = host in ("", "::") and socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if both or ":" in host else socket.AF_INET
-    listen_on = functools.partial(socket.create_server, family=family, dualstack_ipv6=both)
-    try:
-        socket.getaddrinfo(host or None, port)
-        return listen_on((host, port), backlog=BACKLOG)
-    except socket.gaierror:
-        raise SetupError(f"--host {host} has no address here", "name an address") from None
-    except OSError as error:
-        raise SetupError(
-            f"can't listen on {host or 'any address'}, port {port}: {error.strerror}",
-            f"choose another with {flag} or --host, or end what uses it",
-        ) from None
-
-
 def _address(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _allow_files(count: int) -> None:
-    """Raise this process's own limit of open files, as far as it may."""
+def _raise_file_limit(count: int) -> None:
+    """Raise this process's limit of open files to `count`, as far as the hard limit allows."""
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource  # not on Windows
 
@@ -2124,4 +2513,4 @@ def _allow_files(count: int) -> None:
 
 if __name__ == "__main__":
     exit_status = main()
-    os._exit(exit_status)  # a thread that a policy started must not hold it up
+    os._exit(exit_status)  # without waiting for threads that a policy has started
