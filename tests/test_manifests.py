@@ -705,7 +705,7 @@ SHOWN = {
     'whook_build_info{version="1.0.0",python="3.14.10"}': "1x40",
     "whook_certificate_not_after_timestamp_seconds": "2592000x40",
     "whook_connections": "8x40",
-    'whook_held_bytes{pod="a"}': "4096x40",
+    'whook_buffered_bytes{pod="a"}': "4096x40",
     "whook_log_lines_dropped_total": "0x40",
     'whook_patch_operations_total{policy="tags"}': "0+1x40",
     'whook_policies_info{hash="abc"}': "1x40",
