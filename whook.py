@@ -1450,15 +1450,14 @@ class Connection(http.server.BaseHTTPRequestHandler):
                 self.write_step()
         return None
 
-    def check_buffers(self, missing: int) -> None:
-        """Raise HTTPError 503 if the bytes received and `missing` ones are too many for the server.
+    def check_buffers(self, more: int) -> None:
+        """Raise HTTPError 503 if the server's buffers have no place for so many more bytes.
 
-        Incomplete bodies of other connections are refused first, so that no client can keep the
-        buffers full with requests that it does not complete."""
+        Before that, requests that others have not completed and responses that they have not read
+        are given up, so that no client can keep the buffers full."""
         self.count_bytes()
-        server = self.server
-        while server.buffered + missing > server.max_buffered:
-            if not server.release_buffers(self):
+        while self.server.buffered + more > self.server.max_buffered:
+            if not self.server.release_buffers(self):
                 raise _at_limit()
 
     # -- writing
@@ -1472,8 +1471,10 @@ class Connection(http.server.BaseHTTPRequestHandler):
             return
         if last:  # the rest of this request is not read
             self.received.clear()
-        if self.server.buffered + len(answer.body) > self.server.max_buffered + MAX_HEAD:
-            answer = self.server.refuse(_at_limit(), self.peer)
+        try:
+            self.check_buffers(len(answer.body))
+        except HTTPError as error:
+            answer = self.server.refuse(error, self.peer)
         self.closing |= last or self.server.draining or self.loop.clock > self.max_age
         self.response = _head_of(answer, self.closing) + answer.body
         self.set_state("waiting")
@@ -2266,7 +2267,7 @@ def check(options: argparse.Namespace) -> int:
         defined = [name for name, function in functions.items() if function is not None]
         print(f"{policy.name}: {', '.join(defined)} ({policy.path})")
     print(f"{len(loaded.policies)} policies, hash {loaded.digest}")
-    if options.tls_cert and options.tls_key:
+    if options.tls_cert:
         facts = load_tls(options, read_tls(options)).facts()
         print(f"certificate for {facts['names']}, expires {facts['not_after']}")
     return 0
@@ -2316,7 +2317,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--version", action="version", version=f"whook {__version__}")
     options = parser.parse_args(argv)
     missing = [flag for flag in ("tls_cert", "tls_key") if not getattr(options, flag)]
-    if missing and not options.check:
+    if missing and not (options.check and len(missing) == 2):
         flags = ", ".join("--" + flag.replace("_", "-") for flag in missing)
         message = f"the following arguments are required: {flags}"
         parser.error(f"{message}\nwhook: hint: {LOCAL_HINT}, in local-certs/")
