@@ -65,8 +65,8 @@ LABEL org.opencontainers.image.title="whook-certs" \
     org.opencontainers.image.base.name="${BASE}"
 ENTRYPOINT ["python", "certs.py"]
 
-# Last, so that it is what a build without --target makes. Exec form: whook is process 1 and gets
-# the signals itself.
+# The last stage is what a build without --target makes. The entry point is in exec form, so that no
+# shell is between the kubelet's signals and whook.
 FROM base AS whook
 COPY whook.py objects.py ./
 COPY policies/ policies/

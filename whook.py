@@ -32,6 +32,7 @@ import base64
 import bisect
 import collections
 import contextlib
+import difflib
 import faulthandler
 import functools
 import gc
@@ -42,6 +43,7 @@ import itertools
 import json
 import marshal
 import math
+import operator
 import os
 import random
 import re
@@ -188,11 +190,10 @@ def traceback_summary(error: BaseException) -> str:
     """Return the places of the error's traceback, innermost first, for the log.
 
     The text of the error is left out because it may quote an object."""
-    calls, step = [], error.__traceback__
-    while step:
-        code = step.tb_frame.f_code
-        calls.append(f"{os.path.basename(code.co_filename)}:{step.tb_lineno} {code.co_name}")
-        step = step.tb_next
+    calls = [
+        f"{os.path.basename(frame.f_code.co_filename)}:{line} {frame.f_code.co_name}"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+    ]
     return " < ".join(reversed(calls))
 
 
@@ -710,7 +711,7 @@ _PARAMETER = "__whook_parameter__"
 
 
 def _set_parameters(tree: ast.Module, path: str, content: bytes) -> Callable[[str, Any], Any]:
-    """Change a policy's syntax tree so that the constants in NAME.json take their values from there.
+    """Change a policy's syntax tree so that its constants take their values from NAME.json.
 
     Return the function that the tree calls as _PARAMETER, with a constant's name and value. Raises
     ConfigError if the file is not an object of constants that the policy assigns."""
@@ -771,10 +772,9 @@ class _ParameterCalls(ast.NodeTransformer):
 
 def describe(error: BaseException, path: str) -> str:
     """Return what went wrong in the file at `path`, and on which of its lines."""
-    line, step = 0, error.__traceback__
-    while step:
-        line = step.tb_lineno if step.tb_frame.f_code.co_filename == path else line
-        step = step.tb_next
+    places = traceback.walk_tb(error.__traceback__)
+    lines = [line for frame, line in places if frame.f_code.co_filename == path]
+    line = lines[-1] if lines else 0
     if isinstance(error, SyntaxError):
         line = error.lineno or line
     if time_limit.expired:
@@ -904,48 +904,35 @@ class _Difference:
         """Keep the items that both lists have in the same order. Between two of them, change items
         in pairs, remove the old items that are left over, and insert the new ones.
 
-        Replace the whole list if the items have another order, or for too many operations."""
+        Replace the whole list if it has too many changes."""
+        start = end = 0
         shorter = min(len(before), len(after))
-        start = next((i for i in range(shorter) if not same_json(before[i], after[i])), shorter)
-        ends = range(1, shorter - start + 1)
-        end = next((i - 1 for i in ends if not same_json(before[-i], after[-i])), len(ends))
-        old = _item_keys(before, start, len(before) - end)
-        new = _item_keys(after, start, len(after) - end)
-        kept = [key for key in old if key in new]
-        if kept != [key for key in new if key in old]:
+        while start < shorter and same_json(before[start], after[start]):
+            start += 1
+        while end < shorter - start and same_json(before[-1 - end], after[-1 - end]):
+            end += 1
+        old, new = range(start, len(before) - end), range(start, len(after) - end)
+        if max(len(old), len(new)) > MAX_LIST_EDITS:
             return self.add("replace", path, after)
+        keys = _item_keys(before, old), _item_keys(after, new)
         pairs: list[tuple[int, int]] = []
         removed: list[int] = []
         added: list[int] = []
-        i = j = start
-        for next_i, next_j in [(old[key], new[key]) for key in kept] + [
-            (len(before) - end, len(after) - end)
-        ]:
-            count = min(next_i - i, next_j - j)
-            pairs += [(i + n, j + n) for n in range(count)]
-            pairs += [(next_i, next_j)]
-            removed += range(i + count, next_i)
-            added += range(j + count, next_j)
-            i, j = next_i + 1, next_j + 1
-        size, first = self.size, len(self.patch)
-        for i in reversed(removed[: MAX_LIST_EDITS + 1]):  # from the end: earlier indices stay
+        for _, i, i_end, j, j_end in difflib.SequenceMatcher(None, *keys, False).get_opcodes():
+            count = min(i_end - i, j_end - j)
+            pairs += zip(old[i : i + count], new[j : j + count], strict=True)
+            removed += old[i + count : i_end]
+            added += new[j + count : j_end]
+        for i in reversed(removed):  # from the end, so that the earlier indices stay
             self.add("remove", f"{path}/{i}")
-        for j in added[: MAX_LIST_EDITS + 1]:
+        for j in added:
             self.add("add", f"{path}/{j}", after[j])
-        for i, j in pairs[:-1]:
-            if len(self.patch) - first > MAX_LIST_EDITS:
-                break
-            if not same_json(before[i], after[j]):
-                same = _name(before[i]) == _name(after[j])
-                (self.compare if same else self.replace)(before[i], after[j], f"{path}/{j}")
-        if len(self.patch) - first > MAX_LIST_EDITS:
-            del self.patch[first:]
-            self.size = size
-            self.add("replace", path, after)
+        for i, j in pairs:
+            if _name(before[i]) != _name(after[j]):  # another item has come to this place
+                self.add("replace", f"{path}/{j}", after[j])
+            elif not same_json(before[i], after[j]):
+                self.compare(before[i], after[j], f"{path}/{j}")
         return None
-
-    def replace(self, before: Any, after: Any, path: str) -> None:
-        self.add("replace", path, after)
 
     def add(self, op: str, path: str, value: Any = ...) -> None:
         operation = {"op": op, "path": path}
@@ -992,15 +979,15 @@ def _escape(key: Any, path: str) -> str:
     return key.replace("~", "~0").replace("/", "~1")
 
 
-def _item_keys(items: list[Any], start: int, stop: int) -> dict[object, int]:
-    """Return the index of each item from `start` to `stop` by a key that tells it from the others:
-    its name, or else its content, and its ordinal among items of the same name or content."""
-    keys: dict[object, int] = {}
+def _item_keys(items: list[Any], places: range) -> list[tuple[object, int]]:
+    """Return a key for each item that tells it from the others: its name, or else its content, and
+    its ordinal among items of the same name or content."""
     seen: collections.Counter[object] = collections.Counter()
-    for index in range(start, stop):
-        key = _name(items[index]) or _canonical(items[index])
+    keys = []
+    for place in places:
+        key = _name(items[place]) or _canonical(items[place])
         seen[key] += 1
-        keys[key, seen[key]] = index
+        keys.append((key, seen[key]))
     return keys
 
 
@@ -1069,14 +1056,13 @@ def _encode_fields(obj: dict[str, Any]) -> _Fields:
 
     So if a policy leaves the same bytes, then the value is unchanged, and nothing in it belongs to
     the policy. Raises ValueError if the object is not JSON or is nested too deeply."""
-    dumps = marshal.dumps
-    fields: _Fields = {}
-    for field, value in obj.items():
-        if type(value) is dict:
-            fields[field] = {k: v if type(v) is str else dumps(v, 4) for k, v in value.items()}
-        else:
-            fields[field] = dumps(value, 4)
-    return fields
+    return {field: _encode_field(value) for field, value in obj.items()}
+
+
+def _encode_field(value: Any) -> Any:
+    if type(value) is not dict:
+        return marshal.dumps(value, 4)
+    return {k: v if type(v) is str else marshal.dumps(v, 4) for k, v in value.items()}
 
 
 def _mutate(request: Request, response: Response, policies: Iterable[Policy], verb: Verb) -> None:
@@ -1087,7 +1073,7 @@ def _mutate(request: Request, response: Response, policies: Iterable[Policy], ve
     before = _encode_sent(_encode_fields, obj)
     for policy in chosen:
         last = policy is chosen[-1]
-        kept = {} if last else {k: dict(v) if type(v) is dict else v for k, v in obj.items()}
+        kept = {k: dict(v) if type(v) is dict else v for k, v in obj.items()} if not last else {}
         _run(policy, policy.mutate, obj, request, response)
         try:
             after = _encode_result(obj)
@@ -1121,24 +1107,18 @@ def _encode_result(obj: dict[str, Any]) -> _Fields:
         raise ValueError("the object is nested too deeply") from None
 
 
-def _changed_fields(
-    before: _Fields, after: _Fields, obj: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def _changed_fields(before: _Fields, after: _Fields, obj: _Fields) -> tuple[_Fields, _Fields]:
     """Return the fields that differ, as they were before a policy and as they are in `obj`."""
-    old: dict[str, Any] = {}
-    new: dict[str, Any] = {}
+    old: _Fields = {}
+    new: _Fields = {}
     for field in {**before, **after}:
         one, other = before.get(field), after.get(field)
-        if one == other:
-            continue
         if type(one) is dict and type(other) is dict:
             old[field] = {k: _decoded(v) for k, v in one.items() if other.get(k) != v}
             new[field] = {k: obj[field][k] for k, v in other.items() if one.get(k) != v}
-            continue
-        if one is not None:
-            old[field] = _decoded(one)
-        if other is not None:
-            new[field] = obj[field]
+        elif one != other:
+            old |= {} if one is None else {field: _decoded(one)}
+            new |= {} if other is None else {field: obj[field]}
     return old, new
 
 
@@ -1148,31 +1128,20 @@ def _decoded(encoded: Any) -> Any:
     return encoded if type(encoded) is str else _loads(encoded)
 
 
-def _own_copy(
-    obj: dict[str, Any], kept: dict[str, Any], before: _Fields, after: _Fields
-) -> dict[str, Any]:
+def _own_copy(obj: _Fields, kept: _Fields, before: _Fields, after: _Fields) -> _Fields:
     """Return the object for the next policy, which shares nothing with what the last one made.
 
-    A value is used again if it is the one in `kept`, which the last policy got, and its bytes are
-    the same. Others are copied, and `after` gets the bytes of the copy."""
-
-    def own(key: str, value: Any, was: Any, codes: _Fields, earlier: _Fields) -> Any:
-        if value is was and codes[key] == earlier.get(key):
-            return value
-        copy = copy_json(value)
-        codes[key] = copy if type(copy) is str and codes is not after else marshal.dumps(copy, 4)
-        return copy
-
-    result: dict[str, Any] = {}
+    A field is used again if the last policy left it with the same bytes, and the values in it are
+    the ones in `kept`. Other fields are copied, and `after` gets the bytes of the copy."""
+    result: _Fields = {}
     for field, value in obj.items():
-        was, earlier = kept.get(field), before.get(field)
-        if type(value) is not dict:
-            result[field] = own(field, value, was, after, before)
-        elif type(was) is not dict:
-            result[field] = {k: own(k, v, ..., after[field], {}) for k, v in value.items()}
-        else:
-            codes = after[field]
-            result[field] = {k: own(k, v, was.get(k), codes, earlier) for k, v in value.items()}
+        was, changed = kept.get(field), after[field] != before.get(field)
+        if type(value) is dict and type(was) is dict:
+            changed = changed or not all(map(operator.is_, value.values(), was.values()))
+        if changed or (type(value) is list and value is not was):
+            value = copy_json(value)
+            after[field] = _encode_field(value)
+        result[field] = dict(value) if type(value) is dict else value
     return result
 
 
@@ -1422,8 +1391,10 @@ class Connection(http.server.BaseHTTPRequestHandler):
 
     def read_step(self) -> None:
         """Read once, and parse what was received. Raises HTTPError and OSError."""
-        if self.state == "handshake" and not self.loop.take_handshake():
-            return None  # in a later turn: the bytes stay in the kernel
+        if self.state == "handshake":
+            self.loop.handshakes += 1
+            if self.loop.handshakes > HANDSHAKES_PER_TURN:
+                return None  # in a later turn: the bytes stay in the kernel
         data = self.socket.recv(STEP)
         if not data:
             return self.close()
@@ -1479,15 +1450,14 @@ class Connection(http.server.BaseHTTPRequestHandler):
                 self.write_step()
         return None
 
-    def check_buffers(self, missing: int) -> None:
-        """Raise HTTPError 503 if the bytes received and `missing` ones are too many for the server.
+    def check_buffers(self, more: int) -> None:
+        """Raise HTTPError 503 if the server's buffers have no place for so many more bytes.
 
-        Incomplete bodies of other connections are refused first, so that no client can keep the
-        buffers full with requests that it does not complete."""
+        Before that, requests that others have not completed and responses that they have not read
+        are given up, so that no client can keep the buffers full."""
         self.count_bytes()
-        server = self.server
-        while server.buffered + missing > server.max_buffered:
-            if not server.release_buffers(self):
+        while self.server.buffered + more > self.server.max_buffered:
+            if not self.server.release_buffers(self):
                 raise _at_limit()
 
     # -- writing
@@ -1501,8 +1471,10 @@ class Connection(http.server.BaseHTTPRequestHandler):
             return
         if last:  # the rest of this request is not read
             self.received.clear()
-        if self.server.buffered + len(answer.body) > self.server.max_buffered + MAX_HEAD:
-            answer = self.server.refuse(_at_limit(), self.peer)
+        try:
+            self.check_buffers(len(answer.body))
+        except HTTPError as error:
+            answer = self.server.refuse(error, self.peer)
         self.closing |= last or self.server.draining or self.loop.clock > self.max_age
         self.response = _head_of(answer, self.closing) + answer.body
         self.set_state("waiting")
@@ -1827,32 +1799,29 @@ def _prove(context: ssl.SSLContext, cert: str) -> tuple[tuple[str, ...], float]:
 
 BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 1, 5, 10, 30)
 
-# name: type, help, labels
-METRICS: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "whook_reviews_total": (
-        "counter", "Reviews evaluated.", ("path", "operation", "kind", "outcome")),
-    "whook_review_duration_seconds": (
-        "histogram", "Seconds from the complete request to the response.", ("path",)),
-    "whook_policy_duration_seconds": ("histogram", "Seconds spent in each policy.", ("policy",)),
-    "whook_policy_errors_total": (
-        "counter", "Reviews that a policy failed on.", ("policy", "cause")),
-    "whook_patch_operations_total": ("counter", "JSON Patch operations sent.", ("policy",)),
-    "whook_refusals_total": ("counter", "Requests that got no verdict.", ("reason",)),
-    "whook_connections": ("gauge", "Open connections on the admission port.", ()),
-    "whook_buffered_bytes": (
-        "gauge", "Bytes of requests and responses in memory, admission port.", ()),
-    "whook_ready": ("gauge", "1 if whook is ready for reviews.", ()),
-    "whook_log_lines_dropped_total": (
-        "counter", "Log lines dropped because standard error would block.", ()),
-    "whook_reload_errors_total": ("counter", "Changed files that failed to load.", ("what",)),
-    "whook_reload_failing": ("gauge", "1 if the current files failed to load.", ("what",)),
-    "whook_reload_timestamp_seconds": (
-        "gauge", "When the files in use were loaded, in seconds since 1970.", ("what",)),
-    "whook_policies_info": ("gauge", "The hash of the policies in use.", ("hash",)),
-    "whook_certificate_not_after_timestamp_seconds": (
-        "gauge", "When the serving certificate or an intermediate one expires.", ()),
-    "whook_build_info": ("gauge", "The versions in use.", ("version", "python")),
-}  # fmt: skip
+# Name, type and labels, help text.
+_METRICS = """\
+whook_reviews_total counter:path,operation,kind,outcome Reviews evaluated.
+whook_review_duration_seconds histogram:path Seconds from the complete request to the response.
+whook_policy_duration_seconds histogram:policy Seconds spent in each policy.
+whook_policy_errors_total counter:policy,cause Reviews that a policy failed on.
+whook_patch_operations_total counter:policy JSON Patch operations sent.
+whook_refusals_total counter:reason Requests that got no verdict.
+whook_connections gauge: Open connections on the admission port.
+whook_buffered_bytes gauge: Bytes of requests and responses in memory, admission port.
+whook_ready gauge: 1 if whook is ready for reviews.
+whook_log_lines_dropped_total counter: Log lines dropped because standard error would block.
+whook_reload_errors_total counter:what Changed files that failed to load.
+whook_reload_failing gauge:what 1 if the current files failed to load.
+whook_reload_timestamp_seconds gauge:what When the files in use were loaded, seconds since 1970.
+whook_policies_info gauge:hash The hash of the policies in use.
+whook_certificate_not_after_timestamp_seconds gauge: When the certificate chain expires.
+whook_build_info gauge:version,python The versions in use."""
+METRICS: dict[str, tuple[str, str, tuple[str, ...]]] = {}  # by name: type, help text, labels
+for _line in _METRICS.splitlines():
+    _metric, _type, _help = _line.split(" ", 2)
+    _type, _, _labels = _type.partition(":")
+    METRICS[_metric] = _type, _help, tuple(filter(None, _labels.split(",")))
 
 _KIND = re.compile(r"[A-Za-z0-9]{1,63}").fullmatch
 
@@ -1938,7 +1907,7 @@ class Loop:
         self.owed = 0  # smaller requests to evaluate before the next large one, at most until ...
         self.large_due = 0.0
         self.large_done = False  # a large one was evaluated in this turn
-        self.handshakes = 0  # that have been made in this turn
+        self.handshakes = 0  # steps of handshakes in this turn
         self.clock = self.last = 0.0
 
     def run(self, ended: Callable[[], bool]) -> None:
@@ -1948,7 +1917,10 @@ class Loop:
             busy = self.health or self.small or self.large or self.responses
             ready = self.selector.select(0 if busy else max(next_tick - time.monotonic(), 0))
             arm_watchdog()
-            self.advance_clock()
+            # The clock of timeouts advances by a second at most in a turn, so that no client loses
+            # its time while the process is stopped or a policy runs.
+            now = time.monotonic()
+            self.clock, self.last = self.clock + min(now - self.last, 1.0), now
             self.take_steps([key.data for key, _ in ready])
             self.evaluate()
             responses, self.responses = self.responses, []
@@ -1957,13 +1929,6 @@ class Loop:
             if time.monotonic() >= next_tick:
                 self.tick()
                 next_tick = time.monotonic() + TICK
-
-    def advance_clock(self) -> None:
-        """Advance the clock of timeouts by the length of the turn, but at most by one second: when
-        the process was stopped or a policy took long, no client loses its time."""
-        now = time.monotonic()
-        self.clock += min(now - self.last, 1.0)
-        self.last = now
 
     def take_steps(self, ready: list[Server | Connection]) -> None:
         """Let each ready socket take a step, for at most STEP_SLICE.
@@ -1979,19 +1944,10 @@ class Loop:
             if time.monotonic() > end and not each.urgent:
                 break
 
-    def take_handshake(self) -> bool:
-        """Return True if another handshake may take a step in this turn."""
-        self.handshakes += 1
-        return self.handshakes <= HANDSHAKES_PER_TURN
-
     def add_request(self, connection: Connection, length: int) -> None:
         """Put the connection's complete request, whose body has this length, into a queue."""
-        if connection.server.urgent:
-            self.health.append(connection)
-        elif length > LARGE_BODY:
-            self.large.append(connection)
-        else:
-            self.small.append(connection)
+        queue = self.large if length > LARGE_BODY else self.small
+        (self.health if connection.urgent else queue).append(connection)
 
     def evaluate(self) -> None:
         """Evaluate requests until both slices are over or no request is left."""
@@ -2061,9 +2017,7 @@ def route(head: Head) -> tuple[Verb, str, float]:
     Raises HTTPError 400, 404, 405 or 415."""
     target = _TARGET(head.target)
     if not target:
-        raise HTTPError(
-            404, "the paths are /mutate, /validate, /warn and, for one policy, /mutate/NAME"
-        )
+        raise HTTPError(404, "the paths are /mutate, /validate, /warn; for one policy /mutate/NAME")
     if head.method != "POST":
         raise HTTPError(405, f"{head.method} is not allowed: POST an AdmissionReview", Allow="POST")
     content_type = head.headers.get("content-type", "").partition(";")[0].strip(" \t").lower()
@@ -2074,9 +2028,8 @@ def route(head: Head) -> tuple[Verb, str, float]:
     if not timeout:
         return verb, target[2] or "", DEFAULT_REVIEW_TIMEOUT
     if not re.fullmatch("[0-9]{1,4}s", timeout[1]):
-        raise HTTPError(
-            400, f"the timeout {truncate(timeout[1])!r} is not in whole seconds, as in 5s"
-        )
+        text = truncate(timeout[1])
+        raise HTTPError(400, f"the timeout {text!r} is not in whole seconds, as in 5s")
     return verb, target[2] or "", min(float(timeout[1][:-1]), MAX_REVIEW_TIMEOUT)
 
 
@@ -2314,7 +2267,7 @@ def check(options: argparse.Namespace) -> int:
         defined = [name for name, function in functions.items() if function is not None]
         print(f"{policy.name}: {', '.join(defined)} ({policy.path})")
     print(f"{len(loaded.policies)} policies, hash {loaded.digest}")
-    if options.tls_cert and options.tls_key:
+    if options.tls_cert:
         facts = load_tls(options, read_tls(options)).facts()
         print(f"certificate for {facts['names']}, expires {facts['not_after']}")
     return 0
@@ -2364,7 +2317,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--version", action="version", version=f"whook {__version__}")
     options = parser.parse_args(argv)
     missing = [flag for flag in ("tls_cert", "tls_key") if not getattr(options, flag)]
-    if missing and not options.check:
+    if missing and not (options.check and len(missing) == 2):
         flags = ", ".join("--" + flag.replace("_", "-") for flag in missing)
         message = f"the following arguments are required: {flags}"
         parser.error(f"{message}\nwhook: hint: {LOCAL_HINT}, in local-certs/")

@@ -5,9 +5,10 @@
     apt-get source kubernetes                       # for the types that the gin peer decodes with
     .bench/bin/python -m bench --kubernetes kubernetes-*/
 
-The servers run under the Python that runs this. Results go to bench/results.json, the plots to
-bench/growth.svg, and both into docs/performance.md where its markers stand. About ten minutes; a
-run that was stopped goes on where it was when the same command is given again.
+The servers run under the Python that runs this. One of them is whook at an earlier commit, which
+the clone must have in its history. Results go to bench/results.json, the plots to bench/growth.svg,
+and both into docs/performance.md where its markers stand. About fifteen minutes; a run that was
+stopped goes on where it was when the same command is given again.
 """
 
 from __future__ import annotations
@@ -21,17 +22,18 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bench import load, plots, report, servers
+from bench import load, plots, report, servers, versions
 from tests import pki
 
 BUILD = servers.HERE / ".build"
 SIZES = (1_000, 5_700, 20_000, 70_000, 300_000, 1_000_000, 3_000_000)
 POLICIES = (0, 1, 3, 10, 30, 100)
 CONNECTIONS = (1, 2, 8, 32, 128, 500)
+PAUSE = 4  # ms before each request, where servers are compared at the same load: below 2,000/s
 PLAIN_POLICY = """
 def mutate(obj, request):
     for container in obj["spec"]["containers"]:
@@ -57,6 +59,7 @@ class Bench:
         self.authority.write_bytes(authority.pem)
         self.cert, self.key = authority.issue().write(BUILD)
         self.reviews = load.write_reviews(BUILD)
+        self.pinned, self.large = versions.write_reviews(BUILD)
         self.partial = BUILD / "partial.json"
         self.results = self.earlier() or {
             "settings": self.settings(),
@@ -68,7 +71,8 @@ class Bench:
         }
 
     def settings(self) -> dict[str, Any]:
-        source = servers.digest([servers.ROOT / "whook.py", *servers.HERE.rglob("*.py")])
+        files = [*servers.HERE.glob("*.py"), *servers.PEERS.rglob("*.py")]
+        source = servers.digest([servers.ROOT / "whook.py", *files])
         only = sorted(self.options.only or ())
         return {"rounds": self.rounds, "seconds": self.seconds, "source": source, "only": only}
 
@@ -84,8 +88,18 @@ class Bench:
         self.partial.write_text(json.dumps(self.results))
 
     def peers(self) -> list[servers.Peer]:
-        found = [servers.whook(), servers.whook(replicas=2), *self.gins(), *servers.python_peers()]
+        found = [make() for make in self.versions.values()]
+        found += [servers.whook(replicas=2), *self.gins(), *servers.python_peers()]
         return [peer for peer in found if not self.options.only or peer.name in self.options.only]
+
+    @functools.cached_property
+    def versions(self) -> dict[str, Callable[..., servers.Peer]]:
+        """Functions as servers.whook(), for this whook and the earlier one, by the peer's name."""
+        found: dict[str, Callable[..., servers.Peer]] = {"whook": servers.whook}
+        earlier = f"whook at {servers.EARLIER}"
+        if not self.options.only or earlier in self.options.only:
+            found[earlier] = functools.partial(servers.whook, tree=servers.earlier_tree(BUILD))
+        return found
 
     def gins(self) -> list[servers.Peer]:
         """The gin peer by each Go at hand: Debian's, and the newest, which is much faster."""
@@ -103,7 +117,7 @@ class Bench:
 
     @contextlib.contextmanager
     def up(self, peer: servers.Peer, workers: int = 0) -> Iterator[tuple[servers.Running, float]]:
-        ready = functools.partial(load.is_ready, authority=self.authority)
+        ready = functools.partial(load.is_ready, authority=self.authority, review=self.pinned)
         workers = workers or len(os.sched_getaffinity(0))
         log = BUILD / "server.log"
         with servers.running(peer, self.cert, self.key, workers, log, ready) as started:
@@ -136,7 +150,30 @@ class Bench:
                 for name, (path, body) in self.reviews.items()
             }
             turn["memory"] = server.memory()
+            if peer.binary or peer.name in self.versions:
+                path, body = self.reviews["5 KB"]
+                turn["paced"] = load.measure(server, path, body, self.seconds, pause=PAUSE)
+        if make := self.versions.get(peer.name):
+            turn |= self.version_turn(make)
         return turn
+
+    def version_turn(self, make: Callable[..., servers.Peer]) -> dict[str, Any]:
+        """Measure one version of whook in ways that the other servers are not measured."""
+        folder = versions.write_policies(BUILD / "thirty")
+        with self.up(make(policies=str(folder))) as (server, _):
+            versions.check_policies(server, self.authority)
+            thirty = {
+                name: load.measure(server, *self.reviews[name], self.seconds)
+                for name in ("5 KB", "70 KB")
+            }
+        with self.up(make()) as (server, _):
+            idle = versions.idle_connections(server, self.authority)
+        health = servers.free_port()
+        policy = make().source.parent / "policies" / "pinned-images.py"
+        with self.up(make("--policy", str(policy), "--health-port", str(health))) as (server, _):
+            load_of = versions.Beside(server, health, self.authority, self.pinned, self.large)
+            beside = load_of.run(5 if self.options.quick else versions.SECONDS)
+        return {"thirty": thirty, "idle_mib": idle, "beside": beside}
 
     def patiently(self, server: servers.Running, path: str, body: Path) -> dict[str, float]:
         """A measurement; a longer one where a slow server answers nothing in so short a time."""

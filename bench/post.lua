@@ -1,8 +1,14 @@
 -- For wrk: posts the file named in BODY, and prints one line of JSON at the end (times in µs).
+-- With PAUSE, each connection waits that many milliseconds before each request.
 local file = assert(io.open(os.getenv("BODY"), "rb"))
 wrk.method, wrk.body = "POST", file:read("*a")
 wrk.headers["Content-Type"] = "application/json"
 file:close()
+
+local pause = tonumber(os.getenv("PAUSE") or "0")
+if pause > 0 then
+  delay = function() return pause end
+end
 
 done = function(summary, latency)
   local e = summary.errors

@@ -13,6 +13,7 @@ from statistics import median
 from typing import Any
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+EARLIER = "whook at "  # the start of the name of an earlier version
 Results = dict[str, Any]
 Value = Callable[[dict[str, Any]], float]
 
@@ -48,7 +49,7 @@ def peers(results: Results) -> list[str]:
 
 
 def render(results: Results) -> str:
-    parts = [heading(results), table(results), costs(results), ratios(results)]
+    parts = [heading(results), table(results), costs(results), ratios(results), versions(results)]
     if results["growth"]:
         parts.append(
             "![Cost against object size, policies, connections and replicas](../bench/growth.svg)"
@@ -107,25 +108,99 @@ def costs(results: Results) -> str:
     return "\n".join(lines)
 
 
+FIGURES: dict[str, Value] = {
+    "CPU, 5 KB": of("5 KB", "cpu_us"),
+    "CPU, 70 KB": of("70 KB", "cpu_us"),
+    "CPU, 70 KB, 30 policies": lambda turn: turn["thirty"]["70 KB"]["cpu_us"],
+    "reviews/s, 5 KB": of("5 KB", "rate"),
+    "p99, 5 KB": of("5 KB", "p99_us"),
+    "p99, 5 KB, paced": lambda turn: turn["paced"]["p99_us"],
+}
+AGAINST = {  # the start of a server's name, and the figures that whook is compared in
+    "gin": ("CPU, 5 KB", "CPU, 70 KB", "reviews/s, 5 KB", "p99, 5 KB", "p99, 5 KB, paced"),
+    EARLIER: ("CPU, 5 KB", "CPU, 70 KB", "CPU, 70 KB, 30 policies"),
+    "aiohttp": ("CPU, 5 KB",),
+}
+
+
 def ratios(results: Results) -> str:
-    """whook against each gin: the median of the rounds' ratios, and their range."""
-    against = [name for name in peers(results) if name.startswith("gin")]
-    if "whook" not in results["rounds"][0] or not against:
+    """whook against other servers: the median of the rounds' ratios, and their range.
+
+    Results from before an earlier version was measured have only the rows of gin.
+    """
+    turns = results["rounds"][0]
+    pairs = [(name, asked) for name in peers(results) for start, asked in AGAINST.items()
+             if name.startswith(start) and (earlier(results) or start == "gin")]  # fmt: skip
+    if "whook" not in turns or not pairs:
         return ""
-    figures = {
-        "CPU, 5 KB": of("5 KB", "cpu_us"),
-        "CPU, 70 KB": of("70 KB", "cpu_us"),
-        "reviews/s, 5 KB": of("5 KB", "rate"),
-        "p99, 5 KB": of("5 KB", "p99_us"),
-    }
+    figures = [title for title in FIGURES if any(
+        title in asked and measured(turns[name], title) for name, asked in pairs)]  # fmt: skip
     lines = [f"| whook against | {' | '.join(figures)} |", "|---|" + "--:|" * len(figures)]
-    for name in against:
+    for name, asked in pairs:
         cells = []
-        for value in figures.values():
-            least, mid, most = ratio(results, "whook", name, value)
-            cells.append(f"{mid:.2f} ({least:.2f}–{most:.2f})")
+        for title in figures:
+            found = title in asked and ratio(results, "whook", name, FIGURES[title])
+            cells.append(spread(found, ".2f") if found else "")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def measured(turn: dict[str, Any], title: str) -> bool:
+    try:
+        FIGURES[title](turn)
+    except KeyError:
+        return False
+    return True
+
+
+def spread(found: list[float], form: str) -> str:
+    least, mid, most = (format(value, form) for value in found)
+    return f"{mid} ({least}–{most})"
+
+
+def earlier(results: Results) -> list[str]:
+    return [name for name in results["rounds"][0] if name.startswith(EARLIER)]
+
+
+def beside(figure: str) -> Value:
+    return lambda turn: turn["beside"][figure]
+
+
+VERSIONS: dict[str, tuple[Value, str]] = {
+    "CPU µs a review, 30 policies, 5 KB": (lambda turn: turn["thirty"]["5 KB"]["cpu_us"], ".0f"),
+    "CPU µs a review, 30 policies, 70 KB": (lambda turn: turn["thirty"]["70 KB"]["cpu_us"], ".0f"),
+    "MiB of 1,000 idle connections": (lambda turn: turn["idle_mib"], ".1f"),
+    "beside 2.9 MB reviews: reviews/s": (beside("rate"), ".0f"),
+    "beside 2.9 MB reviews: p50 ms": (beside("p50_ms"), ".1f"),
+    "beside 2.9 MB reviews: p99 ms": (beside("p99_ms"), ".1f"),
+    "beside 2.9 MB reviews: worst ms": (beside("worst_ms"), ".0f"),
+    "beside 2.9 MB reviews: failed": (beside("failed"), ".0f"),
+    "beside 2.9 MB reviews: /readyz, worst ms": (beside("readyz_worst_ms"), ".0f"),
+    "beside 2.9 MB reviews: /readyz, failed": (beside("readyz_failed"), ".0f"),
+    "2.9 MB reviews/s": (beside("large_rate"), ".1f"),
+    "2.9 MB reviews that failed": (beside("large_failed"), ".0f"),
+}
+
+
+def versions(results: Results) -> str:
+    """The figures that only the versions of whook have: the median of the rounds, and the range."""
+    names = [name for name in ("whook", *earlier(results)) if name in results["rounds"][0]]
+    if not earlier(results):
+        return ""
+    lines = [f"| versions of whook | {' | '.join(names)} |", "|---|" + "--:|" * len(names)]
+    for title, (value, form) in VERSIONS.items():
+        cells = []
+        for name in names:
+            found = sorted(values(results, name, value))
+            cells.append(spread([found[0], median(found), found[-1]], form))
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    notes = (
+        "Beside eight clients that post reviews of 2.9 MB in a loop, honest clients try to post "
+        "100 reviews of 5 KB a second on four connections: a review that is due while its "
+        "connection waits for an answer is skipped. A prober asks `/readyz` ten times a second. "
+        "*Paced*: each of the eight connections waits 4 ms before each review."
+    )
+    return "\n".join([*lines, "", notes])
 
 
 def rounded(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.metadata
+import io
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import time
 import timeit
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +26,7 @@ from packaging.requirements import Requirement
 
 HERE = Path(__file__).resolve().parent
 ROOT, PEERS = HERE.parent, HERE / "peers"
+EARLIER = "eabe89d"  # the commit whose whook runs beside this one
 START_TIMEOUT = 20.0
 STOP_TIMEOUT = 5.0
 
@@ -65,20 +68,45 @@ os._exit(whook.main(sys.argv[1:]))
 """
 
 
-def whook(
-    *options: str, policies: str = str(ROOT / "policies" / "team-label.py"), replicas: int = 1
-) -> Peer:
-    """One process, or several behind one address, as replicas are behind a Service."""
+def whook(*options: str, policies: str | None = None, replicas: int = 1, tree: Path = ROOT) -> Peer:
+    """Return the peer that is the whook of a source tree, by default this one.
+
+    It is one process, or several behind one address, as replicas are behind a Service. Its policy
+    is the tree's team-label.py unless `policies` names another file or folder.
+    """
+    if policies is None:
+        policies = str(tree / "policies" / "team-label.py")
 
     def command(place: Place) -> list[str]:
         policy = ["--policy", policies] if policies else []
-        program = [str(ROOT / "whook.py")] if replicas == 1 else ["-c", REPLICAS, str(replicas)]
+        program = [str(tree / "whook.py")] if replicas == 1 else ["-c", REPLICAS, str(replicas)]
         return [interpreter(), *program, "--tls-cert", place.cert,
                 "--tls-key", place.key, "--host", "127.0.0.1", "--port", str(place.port),
                 "--health-port", "0", *policy, *options]  # fmt: skip
 
-    name = "whook" if replicas == 1 else f"whook, {replicas} replicas"
-    return Peer(name, command, ROOT / "whook.py")
+    name = "whook" if tree == ROOT else f"whook at {tree.name}"
+    if replicas > 1:
+        name += f", {replicas} replicas"
+    return Peer(name, command, tree / "whook.py")
+
+
+def earlier_tree(folder: Path) -> Path:
+    """Write whook.py, objects.py and the policies of commit EARLIER below a folder; return their
+    path.
+
+    Raises RuntimeError if the repository does not have that commit.
+    """
+    command = ["git", "archive", EARLIER, "whook.py", "objects.py", "policies"]
+    archive = subprocess.run(command, cwd=ROOT, capture_output=True)
+    if archive.returncode:
+        raise RuntimeError(
+            f"git can't read commit {EARLIER}: {archive.stderr.decode().strip()}; if the clone is "
+            "shallow, run `git fetch --unshallow`"
+        )
+    tree = folder / EARLIER
+    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
+        files.extractall(tree, filter="data")
+    return tree
 
 
 def script(name: str, file: str, *needs: str, forks: bool = True) -> Peer:

@@ -23,6 +23,14 @@ def turn(cpu: float, rate: float) -> dict[str, Any]:
     return {"start_ms": 100.0, "fresh_us": 1000.0 + cpu, "memory": [9.0, 12.4], "reviews": reviews}
 
 
+def versions_turn(cpu: float) -> dict[str, Any]:
+    """What only the versions of whook are measured in."""
+    names = ("rate", "p50_ms", "p99_ms", "worst_ms", "failed", "readyz_worst_ms", "readyz_failed")
+    figures = dict.fromkeys((*names, "large_rate", "large_failed"), 1.0)
+    thirty = {name: {"cpu_us": cpu} for name in ("5 KB", "70 KB")}
+    return {"thirty": thirty, "idle_mib": 20.0, "beside": figures}
+
+
 def results() -> dict[str, Any]:
     python = {"version": "3.11.2", "pgo_stated": True, "loads_us": 24.9}
     return {
@@ -52,6 +60,27 @@ class Report(unittest.TestCase):
             "| gin, Go 1.19.8 | 0.44 (0.40–0.55) | 0.44 (0.40–0.55) | 2.00 (2.00–2.25) "
             "| 1.00 (1.00–1.00) |",
         )
+
+    def test_an_earlier_version_has_its_ratios_and_a_table(self):
+        """Its CPU time is twice that of whook; results without it have no ratio to aiohttp."""
+        both = results()
+        for number, turns in enumerate(both["rounds"]):
+            for name, cpu in (("whook", 500 + number), ("whook at 0123abc", 1000 + 2 * number)):
+                turns[name] = turn(cpu / 2, 4000.0) | versions_turn(cpu)
+            turns["aiohttp"] = turn(500, 4000.0)
+        ratios = report.ratios(both).splitlines()
+        head = "| whook against | CPU, 5 KB | CPU, 70 KB | CPU, 70 KB, 30 policies "
+        self.assertEqual(ratios[0], f"{head}| reviews/s, 5 KB | p99, 5 KB |")
+        half = "0.50 (0.50–0.50)"
+        self.assertIn(f"| whook at 0123abc | {half} | {half} | {half} |  |  |", ratios)
+        self.assertIn(f"| aiohttp | {half} |  |  |  |  |", ratios)
+        lines = report.versions(both).splitlines()
+        self.assertEqual(lines[0], "| versions of whook | whook | whook at 0123abc |")
+        title = "CPU µs a review, 30 policies, 70 KB"
+        self.assertIn(f"| {title} | 501 (500–502) | 1002 (1000–1004) |", lines)
+        self.assertEqual(report.versions(results()), "")
+        del both["rounds"][0]["whook at 0123abc"]
+        self.assertNotIn("aiohttp", report.ratios(both))
 
     def test_failed_reviews_are_told(self):
         failing = copy.deepcopy(results())

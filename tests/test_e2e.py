@@ -15,6 +15,7 @@ import http.server
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -755,6 +756,9 @@ class GitOpsTest(unittest.TestCase):
 # ---------------------------------------------------------------- policies, step by step
 
 
+DEADLINE = '{"spec": {"progressDeadlineSeconds": 3}}'  # the shipped five minutes are long
+
+
 class PoliciesTest(unittest.TestCase):
     """docs/deploy-policies.md in its order, with the kubelet's part played."""
 
@@ -769,14 +773,15 @@ class PoliciesTest(unittest.TestCase):
         commands = commands.replace("certs.py", "certs.py --cert-dir '' --timeout 20")
         return shell(commands.replace("webhooks.yaml", f"{self.folder}/webhooks.yaml"))
 
-    def transcript(self, number: int) -> tuple[str, str]:
-        """A command that the page shows, and what it shows of its output."""
-        command, output = re.findall(r"(?s)```\n\$ (.*?)\n(.*?)```", self.page)[number]
-        return command.removeprefix("kubectl "), output
+    def transcript(self, words: str) -> tuple[str, str]:
+        """The arguments and the output of the command that the page shows with these words."""
+        found = re.findall(r"(?m)^\$ kubectl (.*)\n((?:(?!\$ |```).*\n)*)", self.page)
+        ((command, output),) = [pair for pair in found if words in "".join(pair)]
+        return command, output
 
     def test_story(self) -> None:
         run("apply", "-f", str(MANIFESTS))
-        self.version_the_set()
+        self.roll_out_the_policies()
         self.make_the_entries()
         with kubelet(self.folder):
             self.warn()
@@ -786,11 +791,14 @@ class PoliciesTest(unittest.TestCase):
         self.hold_while_whook_is_down()
         self.take_it_back()
 
-    def version_the_set(self) -> None:
+    def roll_out_the_policies(self) -> None:
+        """While there is no pod, as nothing here ends the old ones."""
+        kubectl("scale deployment/whook -n whook --replicas=0")
+        wait_for(lambda: not get(f"pods -n whook -l {LABEL}=whook")["items"], "no pods", WITHIN)
         self.follow("set")
-        name = self.set_in_use()
-        self.assertRegex(name, "^whook-policies-[0-9a-f]{10}$")
-        item = get(f"configmap {name} -n whook")
+        kubectl("scale deployment/whook -n whook --replicas=2")
+        self.assertEqual(self.set_in_use(), "whook-policies-v2")
+        item = get("configmap whook-policies-v2 -n whook")
         self.assertIs(item["immutable"], True)
         self.assertEqual({*item["data"]}, {f.name for f in (TOP / "policies").glob("*.py")})
 
@@ -807,13 +815,12 @@ class PoliciesTest(unittest.TestCase):
         found = [w for item in yaml.safe_load_all(text) for w in item["webhooks"]]
         self.assertEqual([webhook for webhook in found if webhook in expected], expected)
         self.assertEqual(len(expected), 2)
-        self.follow("check")
         self.follow("entries")
         self.assertEqual([bool(bundle) for bundle in StoryTest.bundles()], [True] * 5)
 
-    def await_transcript(self, number: int) -> None:
-        """The command comes to say what the page shows, once the API server has taken notice."""
-        command, output = self.transcript(number)
+    def await_transcript(self, words: str) -> None:
+        """Wait until the command prints what the page shows."""
+        command, output = self.transcript(words)
         wait_for(lambda: self.again(command) == output, f"what the page shows: {output}", WITHIN)
 
     @staticmethod
@@ -824,8 +831,8 @@ class PoliciesTest(unittest.TestCase):
 
     def warn(self) -> None:
         self.follow("warn")
-        self.await_transcript(0)
-        shown = re.findall(r"(?m)^(whook_reviews_total.*) \d+$", self.page)
+        self.await_transcript("Warning: ")
+        shown = re.findall(r"(?m)^# (whook_reviews_total.*) \d+$", self.page)
         found = self.follow("metric").rpartition(" ")
         self.assertEqual([found[0]], shown)
         self.assertGreater(int(found[2]), 0)
@@ -836,27 +843,27 @@ class PoliciesTest(unittest.TestCase):
 
     def deny(self) -> None:
         self.follow("enable")
-        self.await_transcript(1)
-        self.assertNotIn("pinned-images", self.follow("open"))
+        self.await_transcript("Forbidden")
 
     def fail_closed(self) -> None:
-        self.follow("strict")
-        name = '"strict.pinned-images.whook.local" denied'
-        wait_for(lambda: name in self.again(self.transcript(1)[0]), "the strict entry", WITHIN)
+        self.assertEqual(self.follow("strict"), "namespace/shop labeled\n")
+        name, command = '"strict.pinned-images.whook.local" denied', self.transcript("Forbidden")[0]
+        wait_for(lambda: name in self.again(command), "the strict entry", WITHIN)
 
     def see_what_is_wrong(self) -> None:
-        """The page's table, from the top."""
+        """The page's table, from the top; then a broken set, and the way back."""
         name = self.set_in_use()
         for words in (
             ("create", "configmap", "policies", "-n", "nowhere"),
             ("create", "configmap", "policies", "-n", "whook", "--as=dev"),
+            ("create", "configmap", name, "-n", "whook"),
             ("patch", "configmap", name, "-n", "whook", "-p", '{"data": {"a.py": ""}}'),
         ):
             with self.subTest(words[-1]):
-                message = run(*words, check=False).strip()
-                self.assert_on_page(message.replace(name, "whook-policies-…"))
+                self.assert_on_page(run(*words, check=False).strip())
         self.ask_for_a_policy_that_is_not_there()
-        self.deploy_a_broken_set(name)
+        self.deploy_a_broken_set()
+        self.roll_back()
 
     def assert_on_page(self, message: str) -> None:
         mark = ("`` ", " ``") if "`" in message else ("`", "`")
@@ -870,32 +877,43 @@ class PoliciesTest(unittest.TestCase):
             'failed calling webhook "strict.pinned-images.whook.local": failed to call webhook:'
             ' there is no policy "nothing" that defines validate'
         )
-        command = self.transcript(1)[0]
+        command = self.transcript("Forbidden")[0]
         wait_for(lambda: message in self.again(command), "the message", WITHIN)
         self.assert_on_page(message)
 
-    def deploy_a_broken_set(self, good: str) -> None:
+    def deploy_a_broken_set(self) -> None:
+        """The rollout stalls, as its pod does not start."""
         folder = self.folder / "broken"
         folder.mkdir()
         (folder / "broken.py").write_text("def mutate(obj, request:\n")
-        shell(block("deploy-policies.md", "policies:set").replace("policies/", f"{folder}/"))
-        self.assertNotEqual(self.set_in_use(), good)
-        shown = kubectl("rollout status deployment/whook -n whook --timeout=1s", check=False)
-        self.assert_on_page(shown.splitlines()[0])
+        commands = block("deploy-policies.md", "policies:set").replace("version=v2", "version=v3")
+        shell(commands.replace("policies/", f"{folder}/"))
+        self.assertEqual(self.set_in_use(), "whook-policies-v3")
+        run("patch", "deployment", "whook", "-n", "whook", "-p", DEADLINE)
+        shown = kubectl("rollout status deployment/whook -n whook", check=False)
+        self.assertEqual(self.transcript("progress deadline")[1], shown)
         arguments = [f"--policy={folder}", *arguments_of(server_pods("whook")[0], self.folder)[:2]]
         command = [sys.executable, str(TOP / "whook.py"), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         self.assertEqual(done.returncode, 1)
         (error,) = re.findall("(?m)^whook: error: .*$", done.stderr)
-        self.assert_on_page(error.replace(str(folder), "/policies"))
-        self.good = good
+        self.assertIn(f"\n{error.replace(str(folder), '/policies')}\n", self.page)
+
+    def roll_back(self) -> None:
+        """The two pods that are ready have the good set, so this is done at once."""
+        shown = self.follow("undo").splitlines()
+        self.assertEqual(shown[0], "deployment.apps/whook rolled back")
+        self.assertEqual(shown[-1], 'deployment "whook" successfully rolled out')
+        self.assertEqual(self.set_in_use(), "whook-policies-v2")
+        command, table = self.transcript("get replicasets")
+        found = run(*shlex.split(command)).splitlines()
+        self.assertEqual(sorted(found), sorted(table.splitlines()))
 
     def hold_while_whook_is_down(self) -> None:
-        self.await_transcript(2)
+        self.await_transcript("no endpoints available")
 
     def take_it_back(self) -> None:
         self.follow("back")
-        self.assertEqual(self.set_in_use(), self.good)
         self.assertEqual(kubectl(f"get {CONFIGURATIONS} -o name"), "")
 
 
@@ -978,7 +996,7 @@ class StaticTest(unittest.TestCase):
 
     def test_story(self) -> None:
         (self.node.parent / "manifests").mkdir(parents=True)
-        for name in ("certificates", "configurations", "pair", "pod"):
+        for name in ("certificates", "policies", "configurations", "pair", "pod"):
             self.follow(name)
         with self.whook():
             self.enterContext(self.plane)
@@ -986,6 +1004,9 @@ class StaticTest(unittest.TestCase):
             self.be_no_object()
             self.take_up_a_changed_file()
             self.keep_the_last_good_file()
+        self.follow("change")
+        with self.whook():
+            wait_for(lambda: LABELLED in self.plane.ask(), "a pod", WITHIN)
             self.follow("protect")
             self.guard_a_configuration()
             self.renew_under_load()
@@ -1015,10 +1036,15 @@ class StaticTest(unittest.TestCase):
         file.with_suffix(".new").replace(file)
 
     def whook(self) -> contextlib.AbstractContextManager[None]:
-        static_pod = yaml.safe_load((self.node.parent / "manifests/whook.yaml").read_text())
-        (container,) = static_pod["spec"]["containers"]
-        arguments = [argument.replace("=/", f"={self.node}/") for argument in container["args"]]
-        return whook(self.folder / "whook.log", *arguments)
+        """The process of the static pod, as its file is now."""
+        text = self.here((self.node.parent / "manifests/whook.yaml").read_text())
+        spec = yaml.safe_load(text)["spec"]
+        (container,) = spec["containers"]
+        paths = {volume["name"]: volume["hostPath"]["path"] for volume in spec["volumes"]}
+        arguments = "\n".join(container["args"])
+        for mount in container["volumeMounts"]:
+            arguments = arguments.replace(f"={mount['mountPath']}", f"={paths[mount['name']]}")
+        return whook(self.folder / "whook.log", *arguments.splitlines())
 
     def assert_on_page(self, message: str) -> None:
         self.assertIn(f"`{message}`", self.page)

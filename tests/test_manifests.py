@@ -25,6 +25,7 @@ TOP = Path(__file__).resolve().parent.parent
 MANIFESTS = TOP / "manifests"
 FILES = sorted(f for f in MANIFESTS.rglob("*.yaml") if "kustomize" not in f.parts)
 LABEL = "app.kubernetes.io/name"
+STATIC_PAGE = (TOP / "docs/static.md").read_text()
 
 # What a cluster of 1.27 serves and one of today still does, and the Prometheus operator's.
 APIS = {
@@ -304,11 +305,23 @@ class StaticTest(unittest.TestCase):
             "--host=127.0.0.1",
         ]
         self.assertEqual(container, expected)
-        for key in ("enableServiceLinks", "terminationGracePeriodSeconds"):
+        for key in (
+            "enableServiceLinks",
+            "shareProcessNamespace",
+            "terminationGracePeriodSeconds",
+        ):
             self.assertEqual(pod["spec"][key], ordinary[key])
         del ordinary["securityContext"]["fsGroup"]
         self.assertEqual(pod["spec"]["securityContext"], ordinary["securityContext"])
         self.assertIs(pod["spec"]["hostNetwork"], True)
+
+    def test_the_folder_of_policies_has_a_version(self) -> None:
+        """A new version is a change of the pod, so the kubelet replaces it; whook reads policies
+        only when it starts."""
+        volumes = {volume["name"]: volume for volume in one("Pod", "static")["spec"]["volumes"]}
+        path = volumes["policies"]["hostPath"]["path"]
+        self.assertRegex(path, r"^/etc/kubernetes/whook/policies-v\d+$")
+        self.assertIn(f"policies={path.replace('/etc/kubernetes/whook', '$node')}\n", STATIC_PAGE)
 
     def test_the_pod_needs_no_object_of_the_api(self) -> None:
         """The kubelet refuses a static pod that names one."""
@@ -331,6 +344,9 @@ class DeploymentTest(unittest.TestCase):
             spec["strategy"],
             {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
         )
+        self.assertEqual(spec["revisionHistoryLimit"], 5)
+        mount = 122  # seconds that a kubelet waits at most before it looks for a Secret again
+        self.assertGreater(spec["progressDeadlineSeconds"], 2 * mount)
         self.assertEqual(spec["replicas"], 2)
         scaler = one("HorizontalPodAutoscaler")["spec"]
         self.assertEqual(scaler["minReplicas"], spec["replicas"])
@@ -350,6 +366,11 @@ class DeploymentTest(unittest.TestCase):
     def test_spreading_is_left_to_the_scheduler(self) -> None:
         """Constraints of ours turn its own off, and were ignored on nodes without a zone."""
         self.assertNotIn("topologySpreadConstraints", self.template["spec"])
+
+    def test_whook_is_not_process_1(self) -> None:
+        """The kernel ignores the default action of SIGPROF there, which ends a policy that hangs in
+        C, and a SIGTERM before Python has a handler."""
+        self.assertIs(self.template["spec"]["shareProcessNamespace"], True)
 
     def test_one_thread_has_one_core_and_probes_have_time(self) -> None:
         self.assertEqual(
@@ -429,12 +450,20 @@ class DeploymentTest(unittest.TestCase):
             mounts["/certs"]["secret"], {"secretName": "whook-certs", "defaultMode": 0o440}
         )
         self.assertEqual(
-            mounts["/policies"]["configMap"]["name"], one("ConfigMap")["metadata"]["name"]
+            mounts["/policies"]["configMap"], {"name": one("ConfigMap")["metadata"]["name"]}
         )
         self.assertEqual(len(mounts), len(volumes))
         for mount in self.container["volumeMounts"]:
             self.assertIs(mount["readOnly"], True)
-            self.assertNotIn("subPath", mount, "would never be updated")
+            self.assertNotIn("subPath", mount, "a renewed certificate would not get in")
+
+    def test_policies_never_change_under_one_name(self) -> None:
+        """So a changed policy is another ConfigMap, and naming it in the Deployment a rollout."""
+        policies = one("ConfigMap")
+        self.assertIs(policies["immutable"], True)
+        self.assertRegex(policies["metadata"]["name"], r"^whook-policies-v\d+$")
+        self.assertNotIn("--reload", self.container["args"])
+        self.assertNotIn("--debug-policies", self.container["args"])
 
     def test_policies_are_the_files_of_that_name(self) -> None:
         policies = one("ConfigMap")["data"]
@@ -610,11 +639,16 @@ ALERTS: dict[str, list[tuple[str, dict[str, str], str, dict[str, str] | None]]] 
     "WhookReloadFails": [
         (
             "for an hour",
-            {'whook_reload_failing{what="policies",pod="a"}': "0x4 1x120"},
+            {'whook_reload_failing{what="tls",pod="a"}': "0x4 1x120"},
             "62m",
-            {"what": "policies"},
+            {"what": "tls"},
         ),
-        ("mended", {'whook_reload_failing{what="policies",pod="a"}': "1x40 0x80"}, "25m", None),
+        (
+            "fixed",
+            {'whook_reload_failing{what="tls",pod="a"}': "1x40 0x80"},
+            "25m",
+            None,
+        ),
     ],
     "WhookPolicyErrors": [
         (
@@ -680,8 +714,8 @@ SHOWN = {
     STOPPED: "0+1x40",
     "whook_ready": "1x40",
     'whook_refusals_total{reason="400"}': "0+1x40",
-    'whook_reload_failing{what="policies"}': "0x40",
-    'whook_reload_timestamp_seconds{what="policies"}': "5x40",
+    'whook_reload_failing{what="tls"}': "0x40",
+    'whook_reload_timestamp_seconds{what="tls"}': "5x40",
 }
 
 
@@ -866,6 +900,15 @@ class KustomizeTest(unittest.TestCase):
                 ["kube-system", namespace, "whook-renewal"],
             )
         self.assertNotIn("localhost/", json.dumps(built))
+
+    def test_yours_replaces_the_configmap_of_the_base_whatever_its_version(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder, "kustomize")
+            shutil.copytree(MANIFESTS / "kustomize", copy)
+            base = copy / "base/whook.yaml"
+            base.write_text(re.sub(r"whook-policies-v\d+", "whook-policies-v23", base.read_text()))
+            built = build(str(copy / "overlays/yours"))
+        self.assertEqual(list(built), list(build("overlays/yours")))
 
     def test_a_changed_policy_is_another_configmap(self) -> None:
         with tempfile.TemporaryDirectory() as folder:

@@ -33,6 +33,17 @@ PACE = 0.08  # seconds between a client's creations: about 50 a second in all
 PODS = "/api/v1/namespaces/whook/pods?labelSelector=app.kubernetes.io/name=whook"
 TEAM_LABEL, TEAM = "example.com/team", "shop"  # what manifests/40-configmap.yaml sets
 TICKS = os.sysconf("SC_CLK_TCK")
+STUCK = 15.0  # seconds of processor time after which a C call has ended the process
+BROKEN = "def mutate(obj, request:\n"
+# Uses the processor in C for ever, for pods of one name.
+BURN = """\
+from itertools import repeat
+
+
+def validate(obj, request):
+    if request.name == "burn":
+        any(repeat(0))
+"""
 
 plane: controlplane.ControlPlane
 one: node.Node
@@ -112,18 +123,38 @@ def get(path: str) -> Any:
         return ask(connection, "GET", path)
 
 
-def create(name: str, connection: http.client.HTTPSConnection | None = None) -> str:
-    """Create a pod that no scheduler takes. The error; "" if whook has seen it."""
+def new_pod(name: str, connection: http.client.HTTPSConnection | None = None) -> Any:
+    """Create a pod that no scheduler takes; the API server's answer."""
     container = {"name": "main", "image": "busybox:1.36.1"}
     spec = {"schedulerName": "nobody", "containers": [container]}
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
     with contextlib.ExitStack() as stack:
         connection = connection or stack.enter_context(contextlib.closing(connect()))
-        answer = ask(connection, "POST", "/api/v1/namespaces/default/pods", pod)
+        return ask(connection, "POST", "/api/v1/namespaces/default/pods", pod)
+
+
+def create(name: str, connection: http.client.HTTPSConnection | None = None) -> str:
+    """Create a pod. Return the error, or "" if whook has mutated the pod."""
+    answer = new_pod(name, connection)
     if answer["kind"] != "Pod":
         return str(answer["message"])
     team = answer["metadata"].get("labels", {}).get(TEAM_LABEL)
     return "" if team else "not mutated"
+
+
+def roll_out(version: str, **changed: str) -> None:
+    """Deploy the shipped policies and these, as docs/deploy-policies.md does."""
+    text = (TOP / "docs/deploy-policies.md").read_text()
+    commands = text.split("<!-- policies:set -->\n```sh\n")[1].split("```")[0]
+    shipped = {path.stem: path.read_text() for path in (TOP / "policies").glob("*.py")}
+    programs = f"{controlplane.binaries()}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": programs, "KUBECONFIG": str(plane.kubeconfig)}
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "policies").mkdir()
+        for name, source in (shipped | changed).items():
+            Path(folder, f"policies/{name}.py").write_text(source)
+        command = ["bash", "-euo", "pipefail", "-c", commands.replace("=v2", f"={version}")]
+        subprocess.run(command, env=environment, cwd=folder, check=True, capture_output=True)
 
 
 class Stream:
@@ -188,12 +219,36 @@ def steady(count: int = 2) -> list[Pod] | None:
 
 
 def process_of(pod: Pod) -> int | None:
-    """The process 1 of its container, as this machine numbers it."""
+    """Return the process ID of whook in this pod, as the host sees it."""
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             ours = pod["metadata"]["uid"] in (folder / "cgroup").read_text()
             if ours and b"whook.py" in (folder / "cmdline").read_bytes():
                 return int(folder.name)
+    return None
+
+
+def policies_of(pod: Pod) -> str:
+    """Return the name of the ConfigMap with its policies."""
+    (name,) = (v["configMap"]["name"] for v in pod["spec"]["volumes"] if "configMap" in v)
+    return str(name)
+
+
+def table() -> str:
+    """What `kubectl get pods` shows of whook's pods."""
+    return kubectl("get pods -n whook -l app.kubernetes.io/name=whook")
+
+
+def row(name: str) -> str:
+    return next((line for line in table().splitlines() if line.startswith(name)), "")
+
+
+def processor_time(process: int) -> float | None:
+    """Return the seconds of CPU time that it has used, or None if it has ended."""
+    with contextlib.suppress(OSError):
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        if fields[0] not in "ZX":
+            return (int(fields[11]) + int(fields[12])) / TICKS
     return None
 
 
@@ -273,7 +328,7 @@ class NodeTest(unittest.TestCase):
         expected = {"NoNewPrivs": "1", "Seccomp": "2", "CapEff": "0" * 16, "CapBnd": "0" * 16}
         self.assertEqual({key: found[key] for key in expected}, expected)
         self.assertEqual(set(found["Uid"].split() + found["Gid"].split()), {"65532"})
-        self.assertEqual(found["NSpid"].split()[-1], "1")
+        self.assertNotEqual(found["NSpid"].split()[-1], "1")  # of the pod: it has one namespace
         mounts = Path(f"/proc/{process}/mounts").read_text()
         self.assertRegex(mounts, r"(?m)^overlay / overlay ro,")
         root = ("run", "root", "-nwhook", "--image=x:1", "--dry-run=server")
@@ -333,22 +388,109 @@ class NodeTest(unittest.TestCase):
         done = {name: reviews(now(name)) - count for name, count in before.items()}
         return done[new["metadata"]["name"]] > sum(done.values()) / 5
 
-    def test_changed_configmap(self) -> None:
-        text = get("/api/v1/namespaces/whook/configmaps/whook-policies")["data"]["team-label.py"]
-        digests = {digest for pod in self.before for digest in self.digests(pod)}
-        self.assertEqual(len(digests), 1)
+    def test_changed_policies(self) -> None:
+        """A good change, a broken one, and the way back from that: no creation fails."""
+        self.addCleanup(self.restore)
+        label = (TOP / "policies/team-label.py").read_text()
         with self.stream():
-            patch = {"data": {"team-label.py": text.replace('"shop"', '"books"')}}
-            kubectl("patch configmap whook-policies -n whook -p", json.dumps(patch))
-            measured(
-                "changed ConfigMap until both pods have it",
-                lambda: all(not digests & self.digests(pod) for pod in self.before),
-            )
-        kubectl("apply -f manifests/40-configmap.yaml")
+            roll_out("good", **{"team-label": label.replace('"shop"', '"books"')})
+            shown = kubectl("rollout status deployment/whook -n whook --timeout=180s")
+            lines = [self.on_page(words) for words in ("pending termination", "successfully")]
+            self.assertEqual([line for line in shown.splitlines() if line in lines][-2:], lines)
+            self.assertIn(self.on_page("1 out of 2 new"), shown)
+            measured("changed policies until only the new pods are left", self.settled)
+            team = new_pod("changed")["metadata"]["labels"][TEAM_LABEL]
+            self.assertEqual(team, "books")
+            good = pods()
+            roll_out("broken", broken=BROKEN)
+            self.see_the_broken_pod(good)
+            self.lose_an_old_pod(good)
+            kubectl("rollout undo deployment/whook -n whook")
+            kubectl("rollout status deployment/whook -n whook --timeout=180s")
+            measured("rollout undo until the broken pod is gone", self.settled)
+        self.assertEqual({policies_of(pod) for pod in pods()}, {"whook-policies-good"})
+
+    def restore(self) -> None:
+        """Go back to the policies of the manifests."""
+        kubectl("apply -f manifests/50-deployment.yaml")
+        kubectl("rollout status deployment/whook -n whook --timeout=180s")
+        wait_for(self.settled, "the old pods to be gone", WITHIN)
+
+    def settled(self) -> bool:
+        """Return True if there are two ready pods with the same policies, and no others."""
+        return len({policies_of(pod) for pod in steady() or []}) == 1
+
+    def see_the_broken_pod(self, good: list[Pod]) -> None:
+        """It is what the page shows, and the good pods are as they were."""
+        names = {pod["metadata"]["name"] for pod in good}
+        (new,) = wait_for(
+            lambda: [pod for pod in pods() if pod["metadata"]["name"] not in names],
+            "a pod with the broken policies",
+            WITHIN,
+        )
+        name = new["metadata"]["name"]
+        measured("a broken policy until CrashLoopBackOff", lambda: "CrashLoopBackOff" in row(name))
+        self.assertIn(self.on_page("broken.py does not load"), kubectl(f"logs {name} -n whook"))
+        status = "rollout status deployment/whook -n whook"
+        kubectl("patch deployment whook -n whook -p", '{"spec": {"progressDeadlineSeconds": 5}}')
+        shown = plane.kubectl(*status.split(), check=False)
+        kubectl("patch deployment whook -n whook -p", '{"spec": {"progressDeadlineSeconds": 300}}')
+        self.assertEqual(shown.returncode, 1)
+        self.assertEqual(shown.stderr.strip(), self.on_page("progress deadline"))
+        self.assertFalse(is_ready(now(name)))
+        self.assertEqual([is_ready(now(pod)) for pod in good], [True, True])
+        figures.append("\n    ".join(["the broken rollout:", *table().splitlines()]))
+
+    def lose_an_old_pod(self, good: list[Pod]) -> None:
+        """The pod in its place has the good policies."""
+        name = good[0]["metadata"]["name"]
+        kubectl(f"delete pod {name} -n whook --force --grace-period=0")
+        wait_for(lambda: len([*filter(is_ready, pods())]) == 2, "a second good pod", WITHIN)
 
     @staticmethod
-    def digests(pod: Pod) -> set[str]:
-        return set(re.findall(r'whook_policies_info\{hash="(\w+)"\} 1', metrics(pod)))
+    def on_page(words: str) -> str:
+        """Return the line that docs/deploy-policies.md shows with these words."""
+        lines = (TOP / "docs/deploy-policies.md").read_text().splitlines()
+        (line,) = {line for line in lines if words in line and "`" not in line}
+        return line
+
+    def test_policy_that_burns_in_c(self) -> None:
+        """The process ends by itself, and the log names the line of the policy."""
+        self.addCleanup(self.restore)
+        roll_out("burn", burn=BURN)
+        kubectl("rollout status deployment/whook -n whook --timeout=180s")
+        wait_for(self.settled, "the old pods to be gone", WITHIN)
+        before = {pod["metadata"]["name"]: (pod, process_of(pod)) for pod in pods()}
+        start = time.monotonic()
+        clocks = {name: processor_time(process) for name, (_, process) in before.items()}
+        caller = threading.Thread(target=new_pod, args=("burn",))
+        caller.start()
+        self.addCleanup(caller.join)
+        ended: list[str] = []
+
+        def one_has_ended() -> bool:
+            for name, (_, process) in before.items():
+                if (clock := processor_time(process)) is None:
+                    ended.append(name)
+                else:
+                    used[name] = clock - clocks[name]
+            return bool(ended)
+
+        used = dict.fromkeys(before, 0.0)
+        wait_for(one_has_ended, "the process to end", WITHIN)
+        elapsed, (name, *others) = time.monotonic() - start, ended
+        self.assertEqual(others, [])
+        self.assertLess(used[name], STUCK)
+        figures.append(
+            f"a C call that burns CPU: the process ended after {elapsed:.1f} s,"
+            f" {used[name]:.1f} s of CPU time"
+        )
+        measured("and until it is restarted and ready", lambda: restarted(before[name][0]))
+        log = kubectl(f"logs {name} -n whook --previous")
+        self.assertRegex(log, r'File "/policies/burn\.py", line 6 in validate')
+        (other,) = {*before} - {name}
+        counts = [now(n)["status"]["containerStatuses"][0]["restartCount"] for n in (name, other)]
+        self.assertEqual(counts, [1, 0])
 
     def test_renewal(self) -> None:
         """The CronJob as shipped, whose run finds a key of another type than it makes."""

@@ -294,6 +294,40 @@ class WritingPolicies(unittest.TestCase):
         self.assertEqual(len(response.warnings), 1)
 
 
+class DeployPolicies(unittest.TestCase):
+    """docs/deploy-policies.md: what --check prints. The rest is in tests/test_e2e.py."""
+
+    text = (ROOT / "docs/deploy-policies.md").read_text()
+
+    def check(self, folder: str | Path) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "whook.py", "--check", f"--policy={folder}"]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+    def test_check_prints_each_policy(self):
+        done = self.check("policies")
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        shown = f"$ python whook.py --check --policy policies\n{done.stdout}```"
+        self.assertIn(self.masked(shown), self.masked(self.text))
+
+    def masked(self, text: str) -> str:
+        return re.sub("hash [0-9a-f]+", "hash …", text)
+
+    def test_check_says_what_the_log_of_a_pod_says(self):
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, "broken.py").write_text("def mutate(obj, request:\n")
+            done = self.check(folder)
+        self.assertEqual((done.returncode, done.stdout), (1, ""))
+        (error,) = re.findall("(?m)^whook: error: .*$", done.stderr)
+        self.assertIn(f"grep error\n{error.replace(folder, '/policies')}\n", self.text)
+
+    def test_check_checks_tls_files_if_there_are_any(self):
+        command = [sys.executable, "whook.py", "--check", "--policy=policies"]
+        command += ["--tls-cert=nowhere", "--tls-key=nowhere"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("whook: error: can't read nowhere", done.stderr)
+
+
 class Contributing(unittest.TestCase):
     """CONTRIBUTING.md"""
 
