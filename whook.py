@@ -122,13 +122,15 @@ class Log:
     """Writes one line per event to standard error, as text or JSON.
 
     A line holds names, numbers and messages, never an object: an object may be a Secret. Values
-    are truncated and escaped, so that input can neither forge a line nor make it long. A line is
+    are truncated and escaped, so that input can neither forge a line nor make it long. Lines are
     written only if standard error can take PIPE_BUF bytes at once, so that logging never blocks
-    and a line is never split; otherwise it is dropped and counted in `dropped`.
+    and a line is never split; otherwise they are dropped and counted in `dropped`. While the loop
+    runs (`batched`), the lines of a turn are written together: a write wakes the reader.
     """
 
     def __init__(self) -> None:
         self.format, self.dropped = "text", 0
+        self.batched, self.pending = False, ""
         self.poll = select.poll() if hasattr(select, "poll") else None  # not on Windows
         if self.poll:
             self.poll.register(2, select.POLLOUT)
@@ -137,12 +139,21 @@ class Log:
         line = self._line(level, event, fields, MAX_LOGGED)
         if len(line) > PIPE_BUF:
             line = self._line(level, event, fields, MAX_LOGGED_LONG)
+        if len(self.pending) + len(line) > PIPE_BUF:
+            self.flush()
+        self.pending += line
+        if not self.batched:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the pending lines, or drop them if that would block or fails."""
+        text, self.pending = self.pending, ""
         try:
             if self.poll and not self.poll.poll(0):
                 raise BlockingIOError
-            os.write(2, line.encode())
+            os.write(2, text.encode())
         except OSError:  # the pipe or the disk is full, or the reader is gone
-            self.dropped += 1
+            self.dropped += text.count("\n")
 
     def _line(self, level: str, event: str, fields: dict[str, Any], limit: int) -> str:
         """Return the line. It is ASCII, so its length in bytes is its length in characters."""
@@ -509,6 +520,9 @@ class PolicyTimeout(BaseException):
     """Raised in code that exceeds a time limit; no Exception, so that few policies swallow it."""
 
 
+_set_handler: Any = getattr(signal.signal, "__wrapped__", signal.signal)  # 5 µs less: no enums
+
+
 class TimeLimit:
     """Interrupts code that runs for too long, by a repeating SIGALRM.
 
@@ -547,7 +561,7 @@ class TimeLimit:
     def arm(self) -> None:
         """Set handler and timer, which a policy may have changed."""
         if self.enabled:
-            signal.signal(signal.SIGALRM, self.on_alarm)
+            _set_handler(signal.SIGALRM, self.on_alarm)
             left = max(self.end - time.monotonic(), 0.001)
             signal.setitimer(signal.ITIMER_REAL, left, ALARM_INTERVAL)
 
@@ -561,6 +575,7 @@ class TimeLimit:
         if time.monotonic() > self.end + EXIT_DELAY:
             places = " < ".join(f"{os.path.basename(name)}:{line}" for name, line in lines.items())
             log("ERROR", "exit", error="code can't be interrupted after its time limit", at=places)
+            log.flush()
             os._exit(1)
         self.lines = self.lines if self.expired else lines
         self.expired = True
@@ -1926,6 +1941,8 @@ class Loop:
             responses, self.responses = self.responses, []
             for connection in responses:
                 connection.flush()
+            if log.pending:
+                log.flush()
             if time.monotonic() >= next_tick:
                 self.tick()
                 next_tick = time.monotonic() + TICK
@@ -2109,7 +2126,9 @@ class Process:
         admission, health = [_address(each.socket) for each in (self.admission, self.health)]
         host = re.sub(r"^(0\.0\.0\.0|\[::\])", "localhost", admission)
         log("INFO", "ready", admission=admission, health=health, reviews=f"https://{host}/mutate")
+        log.batched = True
         self.loop.run(self.ended)
+        log.batched = False
         log("INFO", "end", dropped=log.dropped)
 
     def refresh_tls(self) -> None:
