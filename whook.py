@@ -367,10 +367,11 @@ _loads: Callable[[Any], Any] = marshal.loads  # reads nothing but the output of 
 
 
 def same_json(one: Any, other: Any) -> bool:
-    """Return True if two JSON values are equal and of the same types: 1, 1.0 and true differ."""
+    """Return True if two JSON values are equal, of the same types (1, 1.0 and true differ), and
+    their keys have the same order."""
     if type(one) is not type(other) or one != other:
         return False
-    return type(one) not in (dict, list) or _canonical(one) == _canonical(other)
+    return type(one) in (str, int, bool) or _canonical(one) == _canonical(other)
 
 
 def _canonical(value: Any) -> object:
@@ -666,7 +667,11 @@ def load_policies(sources: Mapping[str, bytes], seconds: float = TIME_LIMIT) -> 
             what = f'two policies are named "{name}": {path} and {other_path}'
             raise ConfigError(what, "rename one of the files")
     policies: list[Policy] = []
-    time_limit.run(seconds, lambda: policies.extend(_load(path, sources) for _, path in files))
+    try:
+        time_limit.run(seconds, lambda: policies.extend(_load(path, sources) for _, path in files))
+    except PolicyTimeout as error:  # between two policies; else _load() names the policy
+        what = f"the policies took longer than {seconds:g} s to load"
+        raise ConfigError(what, "let them import and compute less") from error
     return PolicySet(tuple(policies), digest_of(sources))
 
 
@@ -1045,7 +1050,7 @@ def evaluate(request: Request, policies: Iterable[Policy], verb: Verb = "mutate"
         time_limit.run(min(TIME_LIMIT, left), _evaluate, request, response, policies, verb)
     except PolicyTimeout as error:
         if response.policy is None:
-            raise HTTPError(504, "the deadline passed before a policy ran") from None
+            raise HTTPError(500, "the time limit was over before a policy ran") from None
         reason = describe(error, response.policy.path)
         raise PolicyError(response.policy, "time", reason) from error
     return response
@@ -1272,6 +1277,8 @@ def read_head(data: bytes) -> Head:
     match = _REQUEST_LINE(first)
     if not match:
         raise HTTPError(400, "the request line is not like POST /mutate HTTP/1.1")
+    if match[1] not in ("GET", "POST"):  # the response to HEAD has another form
+        raise HTTPError(405, f"{match[1]} is not supported: use GET or POST", Allow="GET, POST")
     if lines[-2:] != ["", ""]:
         raise HTTPError(400, "the head does not end in a blank line")
     if len(lines) > MAX_HEADERS + 2:
