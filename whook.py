@@ -33,6 +33,7 @@ import bisect
 import collections
 import contextlib
 import difflib
+import errno
 import faulthandler
 import functools
 import gc
@@ -78,7 +79,8 @@ MAX_BUFFERED_BODIES = 8  # bodies of full size that may be in memory at a time, 
 MAX_CONNECTIONS = 1000  # on the admission port
 MAX_HEALTH_CONNECTIONS = 64  # the kubelet and Prometheus use a few
 BACKLOG = 1024  # connections that the kernel keeps for accept()
-STEP = 16 * 1024  # ciphertext that one step reads: 600 TLS KeyUpdate records take OpenSSL 5 ms
+STEP = 8 * 1024  # ciphertext that one step reads: 300 TLS KeyUpdate records take OpenSSL 5 ms
+RECORD = 16 * 1024  # the most that a TLS record holds
 ACCEPTS_PER_TURN = 32
 HANDSHAKES_PER_TURN = 16  # a handshake takes about 1 ms of processor time
 STEP_SLICE = 0.02  # steps of connections, after which requests are evaluated
@@ -86,7 +88,7 @@ HEALTH_SLICE = 0.005  # answers on the health port, per turn
 WORK_SLICE = 0.01  # evaluation, after which the loop looks at its sockets again
 LARGE_WAIT = 1.0  # how long smaller bodies may be evaluated before the next large one
 TICK = 0.5  # interval at which timeouts and files are checked
-# The states of a connection and how long it may stay in each. The order is the order of eviction.
+# The states of a connection, and how long it may stay in each.
 TIMEOUTS = {
     "lingering": 2.0,
     "handshake": 10.0,
@@ -103,7 +105,7 @@ DEFAULT_REVIEW_TIMEOUT = 10.0  # of a review without ?timeout=, as in admissionr
 TIME_LIMIT = 1.0  # all work for one review; also loading policies after a change
 START_TIME_LIMIT = 10.0  # loading policies at the start
 ALARM_INTERVAL = 0.05  # between two attempts to interrupt a policy
-EXIT_DELAY = 2.0  # after a time limit, when code that swallows the interruption ends the process
+MAX_ALARMS = 40  # interruptions that code may swallow, in two seconds; then the process exits
 WATCHDOG = 8.0  # of processor time in one turn of the loop; then the process ends
 SETTLE_TIME = 5.0  # while draining without connections: wait for clients that still arrive
 GRACE_PERIOD = 95.0  # longer than those 90 s, so that no connection is closed while it is in use
@@ -528,8 +530,8 @@ class TimeLimit:
     """Interrupts code that runs for too long, by a repeating SIGALRM.
 
     While `running` is true, each alarm raises PolicyTimeout wherever the code is, so code that
-    swallows the exception is interrupted again; if it still runs EXIT_DELAY after its limit, the
-    process logs where and exits. While `running` is false, an alarm does nothing. CPython calls
+    swallows the exception is interrupted again; after MAX_ALARMS the process logs where the code
+    is, and exits. While `running` is false, an alarm does nothing. CPython calls
     signal handlers only at function calls and backward jumps, so an alarm can't fall between the
     end of the code and `running = False`. A call into C is interrupted only if it checks for
     signals, as time.sleep() and re do; the watchdog of section 10 is for the others.
@@ -538,7 +540,7 @@ class TimeLimit:
     def __init__(self) -> None:
         self.enabled = hasattr(signal, "setitimer")  # --debug-policies and Windows: no limit
         self.running = False
-        self.expired = False  # an alarm was raised since run() was called
+        self.expired, self.alarms = False, 0  # since run() was called
         self.seconds = self.end = 0.0
         self.lines: dict[str, int] = {}  # by file: the line at which the first alarm was raised
 
@@ -549,7 +551,7 @@ class TimeLimit:
         if self.running:
             return function(*arguments)
         self.seconds, self.end = seconds, time.monotonic() + seconds
-        self.expired, self.lines = False, {}
+        self.expired, self.alarms, self.lines = False, 0, {}
         self.arm()
         try:
             self.running = self.enabled
@@ -573,7 +575,8 @@ class TimeLimit:
         while frame:
             lines.setdefault(frame.f_code.co_filename, frame.f_lineno)
             frame = frame.f_back
-        if time.monotonic() > self.end + EXIT_DELAY:
+        self.alarms += 1
+        if self.alarms > MAX_ALARMS:
             places = " < ".join(f"{os.path.basename(name)}:{line}" for name, line in lines.items())
             log("ERROR", "exit", error="code can't be interrupted after its time limit", at=places)
             log.flush()
@@ -1062,6 +1065,10 @@ def _evaluate(request: Request, response: Response, policies: Iterable[Policy], 
         run(request, response, policies, verb)
     except Denied:
         response.patch, response.changed_by = [], {}
+    except BaseException as error:
+        for each in (error, error.__cause__):  # delete what a policy made within the time limit
+            traceback.clear_frames(each.__traceback__ if each else None)
+        raise
     response.body = render_review(request, response)
 
 
@@ -1344,7 +1351,7 @@ class Connection(http.server.BaseHTTPRequestHandler):
         self.server, self.loop, self.socket, self.peer = server, server.loop, client, peer
         self.received = bytearray()  # decrypted bytes of requests
         self.response = b""  # the whole response, not encrypted yet
-        self.unsent: memoryview | bytes = b""  # what the socket has not accepted yet
+        self.unsent, self.sent = b"", 0  # bytes for the socket; how many of them it has accepted
         self.head: Head | None = None  # of the current request, and the length of its body
         self.length = 0
         self.counted = 0  # bytes of this connection in server.buffered
@@ -1365,6 +1372,8 @@ class Connection(http.server.BaseHTTPRequestHandler):
     def step(self) -> None:
         """Do what the socket is ready for. An error closes this connection and no other."""
         try:
+            if self.state == "closed":  # evicted in this turn
+                return
             if self.state == "waiting":
                 self.set_events(0)  # the client's next bytes stay in the kernel
             elif self.unsent or self.state == "writing":
@@ -1434,7 +1443,7 @@ class Connection(http.server.BaseHTTPRequestHandler):
                 self.tls.do_handshake()
                 self.set_state("new")
             while self.incoming.pending:
-                chunk = self.tls.read(STEP)
+                chunk = self.tls.read(RECORD)
                 if not chunk:  # the client has closed its side
                     break
                 chunks.append(chunk)
@@ -1442,7 +1451,7 @@ class Connection(http.server.BaseHTTPRequestHandler):
             pass
         finally:
             if self.outgoing.pending:  # also an alert that tells the client what is wrong
-                self.unsent = bytes(self.unsent) + self.outgoing.read()
+                self.unsent, self.sent = self.unsent[self.sent :] + self.outgoing.read(), 0
                 self.write_step()
         return b"".join(chunks)
 
@@ -1468,7 +1477,8 @@ class Connection(http.server.BaseHTTPRequestHandler):
         elif self.state != "body":
             self.set_state("body")
             if self.head.headers.get("expect", "").lower() == "100-continue":
-                self.unsent = bytes(self.unsent) + self.encrypt(b"HTTP/1.1 100 Continue\r\n\r\n")
+                proceed = self.encrypt(b"HTTP/1.1 100 Continue\r\n\r\n")
+                self.unsent, self.sent = self.unsent[self.sent :] + proceed, 0
                 self.write_step()
         return None
 
@@ -1496,7 +1506,7 @@ class Connection(http.server.BaseHTTPRequestHandler):
         try:
             self.check_buffers(len(answer.body))
         except HTTPError as error:
-            answer = self.server.refuse(error, self.peer)
+            answer, last = self.server.refuse(error, self.peer), True
         self.closing |= last or self.server.draining or self.loop.clock > self.max_age
         self.response = _head_of(answer, self.closing) + answer.body
         self.set_state("waiting")
@@ -1505,11 +1515,12 @@ class Connection(http.server.BaseHTTPRequestHandler):
     def write_step(self) -> None:
         """Send as much as the socket accepts. Raises OSError."""
         if self.state == "writing" and self.response:
-            self.unsent = bytes(self.unsent) + self.encrypt(self.response)
-            self.response = b""
+            response, self.response = self.response, b""
+            self.unsent, self.sent = self.unsent[self.sent :] + self.encrypt(response), 0
         with contextlib.suppress(BlockingIOError):
-            sent = self.socket.send(self.unsent)
-            self.unsent = memoryview(self.unsent)[sent:] if sent < len(self.unsent) else b""
+            self.sent += self.socket.send(memoryview(self.unsent)[self.sent :])
+        if self.sent == len(self.unsent):
+            self.unsent, self.sent = b"", 0
         self.set_events(selectors.EVENT_WRITE if self.unsent else selectors.EVENT_READ)
         if self.state == "writing" and not self.unsent:
             self.end_response()
@@ -1518,8 +1529,8 @@ class Connection(http.server.BaseHTTPRequestHandler):
         if not self.tls:
             return data
         records = []
-        for start in range(0, len(data), STEP):  # so that the memory buffer stays small
-            self.tls.write(memoryview(data)[start : start + STEP])
+        for start in range(0, len(data), RECORD):  # so that the memory buffer stays small
+            self.tls.write(memoryview(data)[start : start + RECORD])
             records.append(self.outgoing.read())
         return b"".join(records)
 
@@ -1647,7 +1658,9 @@ class Server(http.server.HTTPServer):
                 client, address = self.socket.accept()
             except BlockingIOError:
                 return
-            except OSError:  # no file descriptor is left
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    continue  # the client has gone
                 self.evict()
                 self.listen(False)  # until the next tick, as the socket stays readable
                 return
@@ -1664,12 +1677,19 @@ class Server(http.server.HTTPServer):
         return sum(map(len, self.states.values()))
 
     def evict(self) -> bool:
-        """Close the oldest connection in the first state, in the order of TIMEOUTS, that has one.
+        """Close the oldest connection of the first of these groups that has one: those that have
+        got their last response, that send a request, that are idle, that get a response.
 
         Return False if the requests of all connections are waiting for an answer."""
-        for state, connections in self.states.items():
-            if connections and state != "waiting":
-                next(iter(connections)).close()
+        for group in (
+            ("lingering",),
+            ("handshake", "new", "head", "body"),
+            ("idle",),
+            ("writing",),
+        ):
+            oldest = [next(iter(self.states[state])) for state in group if self.states[state]]
+            if oldest:
+                min(oldest, key=lambda connection: connection.since).close()
                 return True
         return False
 
@@ -1921,7 +1941,7 @@ class Loop:
     def __init__(self) -> None:
         self.selector = selectors.DefaultSelector()
         self.servers: list[Server] = []
-        self.tasks: list[Callable[[], None]] = []  # called each TICK
+        self.tasks: list[Callable[[], object]] = []  # called each TICK
         self.responses: list[Connection] = []  # to be sent at the end of the turn
         self.health: collections.deque[Connection] = collections.deque()
         self.small: collections.deque[Connection] = collections.deque()
@@ -1930,38 +1950,44 @@ class Loop:
         self.large_due = 0.0
         self.large_done = False  # a large one was evaluated in this turn
         self.handshakes = 0  # steps of handshakes in this turn
-        self.clock = self.last = 0.0
+        self.clock = self.last = self.next_tick = 0.0
 
     def run(self, ended: Callable[[], bool]) -> None:
         """Make turns until `ended` returns True."""
-        next_tick, self.last = 0.0, time.monotonic()
+        self.last = time.monotonic()
         while not ended():
-            busy = self.health or self.small or self.large or self.responses
-            ready = self.selector.select(0 if busy else max(next_tick - time.monotonic(), 0))
-            arm_watchdog()
-            # The clock of timeouts advances by a second at most in a turn, so that no client loses
-            # its time while the process is stopped or a policy runs.
-            now = time.monotonic()
-            self.clock, self.last = self.clock + min(now - self.last, 1.0), now
-            self.take_steps([key.data for key, _ in ready])
-            self.evaluate()
-            responses, self.responses = self.responses, []
-            for connection in responses:
-                connection.flush()
-            if log.pending:
-                log.flush()
-            if time.monotonic() >= next_tick:
-                self.tick()
-                next_tick = time.monotonic() + TICK
+            try:
+                self.turn()
+            except Exception as error:  # nothing ends the process but signals and the watchdog
+                log_bug(error)
+
+    def turn(self) -> None:
+        busy = self.health or self.small or self.large or self.responses
+        ready = self.selector.select(0 if busy else max(self.next_tick - time.monotonic(), 0))
+        arm_watchdog()
+        # The clock of timeouts advances by a second at most in a turn, so that no client loses its
+        # time while the process is stopped or a policy runs.
+        now = time.monotonic()
+        self.clock, self.last = self.clock + min(now - self.last, 1.0), now
+        self.take_steps([key.data for key, _ in ready])
+        self.evaluate()
+        responses, self.responses = self.responses, []
+        for connection in responses:
+            connection.flush()
+        if log.pending:
+            log.flush()
+        if time.monotonic() >= self.next_tick:
+            self.next_tick = time.monotonic() + TICK
+            self.tick()
 
     def take_steps(self, ready: list[Server | Connection]) -> None:
         """Let each ready socket take a step, for at most STEP_SLICE.
 
-        If there are many, their order is random, so that none is always left out."""
+        Health comes first. The order is random, so that no socket is always left out."""
         self.handshakes = 0
-        if len(ready) > HANDSHAKES_PER_TURN:
+        if len(ready) > 1:
             random.shuffle(ready)
-            ready.sort(key=lambda each: not each.urgent)  # health first
+            ready.sort(key=lambda each: not each.urgent)
         end = time.monotonic() + STEP_SLICE
         for each in ready:
             each.step()
@@ -2015,7 +2041,7 @@ def start_watchdog() -> None:
     processor is left to the liveness probe. For process 1 the kernel ignores the signal."""
     if hasattr(faulthandler, "register"):  # not on Windows
         faulthandler.register(signal.SIGPROF, file=2, chain=True)
-        arm_watchdog()
+        arm_watchdog(START_TIME_LIMIT + WATCHDOG)
         if os.getpid() == 1:
             log("WARN", "watchdog", error="it has no effect for process 1", hint=_PROCESS_1_HINT)
 
@@ -2023,10 +2049,10 @@ def start_watchdog() -> None:
 _PROCESS_1_HINT = "set shareProcessNamespace: true in the pod, or start the container with --init"
 
 
-def arm_watchdog() -> None:
-    """Give the process WATCHDOG seconds of processor time until the next call."""
+def arm_watchdog(seconds: float = 0) -> None:
+    """Give the process so many seconds of processor time (WATCHDOG) until the next call."""
     if time_limit.enabled:
-        signal.setitimer(signal.ITIMER_PROF, WATCHDOG)
+        signal.setitimer(signal.ITIMER_PROF, seconds or WATCHDOG)
 
 
 Evaluate = Callable[[Request, Sequence[Policy], Verb], Response]
@@ -2126,7 +2152,9 @@ class Process:
             self.loop.tasks.append(self.policies.refresh)
         self.loop.tasks.append(self.refresh_tls)
         gc.collect()
-        gc.freeze()  # later collections skip the objects that exist now
+        gc.freeze()  # collections skip the objects that exist now, and are made each TICK:
+        gc.disable()  # while a large body is parsed they would take most of the time
+        self.loop.tasks.append(gc.collect)
 
     def run(self) -> None:
         """Serve until a signal ends it."""
