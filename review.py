@@ -43,7 +43,7 @@ WEBHOOKS: dict[whook.Verb, str] = {
 def apply(document: Any, patch: whook.Patch) -> Any:
     """A copy of `document` with a patch of add, remove and replace applied, as strictly as RFC 6902
     and RFC 6901 say; ValueError names the operation that does not fit."""
-    result = whook.thaw(whook.freeze(document))
+    result = whook.copy_json(document)
     for step in patch:
         try:
             _apply(result, step)
@@ -61,12 +61,12 @@ def _apply(target: Any, step: dict[str, Any]) -> None:
         target = target[_place(target, key)]
     place = _place(target, last)
     if op == "add" and type(target) is list:
-        target[place:place] = [whook.thaw(whook.freeze(step["value"]))]
+        target[place:place] = [whook.copy_json(step["value"])]
     elif op == "add":
-        target[place] = whook.thaw(whook.freeze(step["value"]))
+        target[place] = whook.copy_json(step["value"])
     elif op == "replace":
         target[place]  # must be there
-        target[place] = whook.thaw(whook.freeze(step["value"]))
+        target[place] = whook.copy_json(step["value"])
     elif op == "remove":
         del target[place]
     else:
