@@ -133,16 +133,10 @@ class Log(unittest.TestCase):
 
     def test_values_are_escaped(self):
         for value, expected in [
-            ("plain-1.2/x:y", "plain-1.2/x:y"),
-            ("two words", '"two words"'),
-            ("", '""'),
-            ("a=b", '"a=b"'),
-            ("a\nb level=ERROR", '"a\\nb level=ERROR"'),
-            ("\x1b[2J", '"\\u001b[2J"'),
-            ("\ud800", '"\\ud800"'),
-            (True, "true"),
-            (1, "1"),
-        ]:
+            ("plain-1.2/x:y", "plain-1.2/x:y"), ("two words", '"two words"'), ("", '""'),
+            ("a=b", '"a=b"'), ("a\nb level=ERROR", '"a\\nb level=ERROR"'),
+            ("\x1b[2J", '"\\u001b[2J"'), ("\ud800", '"\\ud800"'), (True, "true"), (1, "1"),
+        ]:  # fmt: skip
             with self.subTest(value=value):
                 self.assertEqual(whook._quote(value), expected)
 
@@ -207,12 +201,11 @@ class ParseReview(unittest.TestCase):
 
     def test_the_name_has_fallbacks(self):
         for fields, expected in [
-            ({"name": "given"}, "given"),
-            ({"name": None}, "tricky"),
+            ({"name": "given"}, "given"), ({"name": None}, "tricky"),
             ({"name": None, "object": {"metadata": {"generateName": "web-"}}}, "web-"),
             ({"name": None, "object": {"metadata": None}}, ""),
             ({"name": None, "object": None, "operation": "DELETE"}, ""),
-        ]:
+        ]:  # fmt: skip
             with self.subTest(fields=fields):
                 self.assertEqual(whook.parse_review(review(**fields)).name, expected)
 
@@ -408,11 +401,9 @@ class Policies(unittest.TestCase):
         self.assertEqual([p.name for p in loaded.find("validate", "b")], ["b"])
         self.assertEqual([p.name for p in loaded.find("warn", "b")], ["b"])
         for verb, name, function in [
-            ("mutate", "b", "mutate"),
-            ("validate", "a", "validate"),
-            ("warn", "a", "validate"),
+            ("mutate", "b", "mutate"), ("validate", "a", "validate"), ("warn", "a", "validate"),
             ("mutate", "x", "mutate"),
-        ]:
+        ]:  # fmt: skip
             with self.subTest(verb=verb, name=name):
                 with self.assertRaises(whook.HTTPError) as caught:
                     loaded.find(verb, name)
@@ -538,29 +529,21 @@ class Parameters(unittest.TestCase):
             ("from contextlib import nullcontext\nwith nullcontext():\n A = 1", "A", 18),
             ("for _ in '12':\n A = 1", "A", 18),
             ("match 1:\n case 1:\n  if True:\n   A = 1", "A", 18),
-            ("A, (B, *C) = 1, (2, 3)", "A", 18),
-            ("A, (B, *C) = 1, (2, 3)", "B", 18),
-            ("A = B = 3", "A", 18),
-            ("A = B = 3", "B", 18),
-            ("A: int = 1", "A", 18),
-            ("A = 1\nA += 1", "A", 18),
-            ("A = 1; B = A; A = 2", "A", 18),
-        ]:
+            ("A, (B, *C) = 1, (2, 3)", "A", 18), ("A, (B, *C) = 1, (2, 3)", "B", 18),
+            ("A = B = 3", "A", 18), ("A = B = 3", "B", 18), ("A: int = 1", "A", 18),
+            ("A = 1\nA += 1", "A", 18), ("A = 1; B = A; A = 2", "A", 18),
+        ]:  # fmt: skip
             with self.subTest(source, name=name):
                 values = self.values(f"{source}\nTWICE = {name} * 2", {name: 9}, name, "TWICE")
                 self.assertEqual(values, [9, twice])
 
     def test_a_name_that_is_not_assigned_on_the_level_of_the_module_is_an_error(self):
         for source, name in [
-            ("LIMIT = 1", "LIMITS"),
-            ("limit = 1", "limit"),
-            ("def f():\n LIMIT = 1", "LIMIT"),
-            ("class A:\n LIMIT = 1", "LIMIT"),
-            ("LIMIT: int", "LIMIT"),
-            ("OTHER = [LIMIT := 1]", "LIMIT"),
-            ("import os as LIMIT", "LIMIT"),
+            ("LIMIT = 1", "LIMITS"), ("limit = 1", "limit"), ("def f():\n LIMIT = 1", "LIMIT"),
+            ("class A:\n LIMIT = 1", "LIMIT"), ("LIMIT: int", "LIMIT"),
+            ("OTHER = [LIMIT := 1]", "LIMIT"), ("import os as LIMIT", "LIMIT"),
             ("def validate(obj, request): 0", "validate"),
-        ]:
+        ]:  # fmt: skip
             with self.subTest(source), self.assertRaises(whook.ConfigError) as caught:
                 self.load(source + LABEL, {name: 1})
             self.assertEqual(
@@ -573,33 +556,20 @@ class Parameters(unittest.TestCase):
 
     def test_a_parameter_has_the_type_of_its_constant(self):
         for constant, given, expected in [
-            ("5", 7, 7),
-            ("1.5", 2, 2.0),
-            ("1.5", 2.5, 2.5),
-            ("'a'", "b", "b"),
-            ("True", False, False),
-            ("[1]", ["x"], ["x"]),
-            ("(1, 2)", ["x"], ("x",)),
-            ("{1, 2}", ["x"], {"x"}),
-            ("frozenset()", ["x"], frozenset("x")),
-            ("{'a': 1}", {}, {}),
-        ]:
+            ("5", 7, 7), ("1.5", 2, 2.0), ("1.5", 2.5, 2.5), ("'a'", "b", "b"),
+            ("True", False, False), ("[1]", ["x"], ["x"]), ("(1, 2)", ["x"], ("x",)),
+            ("{1, 2}", ["x"], {"x"}), ("frozenset()", ["x"], frozenset("x")), ("{'a': 1}", {}, {}),
+        ]:  # fmt: skip
             with self.subTest(constant, given=given):
                 [value] = self.values(f"A = {constant}", {"A": given}, "A")
                 self.assertEqual((value, type(value)), (expected, type(expected)))
         for constant, given, wanted in [
-            ("5", "7", "a whole number"),
-            ("5", True, "a whole number"),
-            ("5", 7.0, "a whole number"),
-            ("5", None, "a whole number"),
-            ("1.5", "2", "a number"),
-            ("'a'", 5, "a string"),
-            ("True", 1, "true or false"),
-            ("('a',)", "c", "a list"),
-            ("{'a'}", {}, "a list"),
-            ("{'a': 1}", [], "an object"),
+            ("5", "7", "a whole number"), ("5", True, "a whole number"),
+            ("5", 7.0, "a whole number"), ("5", None, "a whole number"), ("1.5", "2", "a number"),
+            ("'a'", 5, "a string"), ("True", 1, "true or false"), ("('a',)", "c", "a list"),
+            ("{'a'}", {}, "a list"), ("{'a': 1}", [], "an object"),
             ("b'x'", "x", "left out: JSON has no bytes"),
-        ]:
+        ]:  # fmt: skip
             with self.subTest(constant, given=given):
                 with self.assertRaises(whook.ConfigError) as caught:
                     self.load(f"A = {constant}{LABEL}", {"A": given})
@@ -657,11 +627,9 @@ class Reloading(unittest.TestCase):
 
         made = self.reloadable(make)
         for content, state in [
-            (b"2", (2, 0, False)),
-            (b"x", (2, 1, True)),
-            (b"config", (2, 2, True)),
+            (b"2", (2, 0, False)), (b"x", (2, 1, True)), (b"config", (2, 2, True)),
             (b"3", (3, 2, False)),
-        ]:
+        ]:  # fmt: skip
             with self.subTest(content):
                 self.content = content
                 made.refresh()
@@ -848,22 +816,13 @@ class JsonPatch(PatchChecks, unittest.TestCase):
 
     def test_apply_is_strict(self):
         for document, op, path in [
-            ({}, "remove", "/a"),
-            ({}, "replace", "/a"),
-            ({}, "add", "/a/b"),
-            ({"a": None}, "add", "/a/b"),
-            ({"a": []}, "add", "/a/1"),
-            ({"a": [1]}, "add", "/a/01"),
-            ({"a": [1]}, "remove", "/a/-1"),
-            ({"a": [1]}, "remove", "/a/1"),
-            ({"a": 1}, "test", "/a"),
-            ({}, "add", ""),
-            ({"a": [1]}, "replace", "/a/-"),
-            ({"b2": 1}, "replace", "a/b2"),
-            ({"~2": 1}, "remove", "/~2"),
-            ({"~": 1}, "remove", "/~"),
-            ({"a": 1}, "remove", None),
-        ]:
+            ({}, "remove", "/a"), ({}, "replace", "/a"), ({}, "add", "/a/b"),
+            ({"a": None}, "add", "/a/b"), ({"a": []}, "add", "/a/1"), ({"a": [1]}, "add", "/a/01"),
+            ({"a": [1]}, "remove", "/a/-1"), ({"a": [1]}, "remove", "/a/1"),
+            ({"a": 1}, "test", "/a"), ({}, "add", ""), ({"a": [1]}, "replace", "/a/-"),
+            ({"b2": 1}, "replace", "a/b2"), ({"~2": 1}, "remove", "/~2"),
+            ({"~": 1}, "remove", "/~"), ({"a": 1}, "remove", None),
+        ]:  # fmt: skip
             with self.subTest(op=op, path=path), self.assertRaises(ValueError):
                 apply(document, [{"op": op, "path": path, "value": 1}])
         appended = apply({"a": [1]}, [{"op": "add", "path": "/a/-", "value": 2}])
@@ -1559,16 +1518,10 @@ class Serving(unittest.TestCase):
 
     def test_paths(self):
         for path, status, allowed in [
-            ("/mutate/label", 200, True),
-            ("/validate", 200, False),
-            ("/validate/pin", 200, False),
-            ("/validate/label", 404, None),
-            ("/mutate/nothing", 404, None),
-            ("/warn", 200, True),
-            ("/warn/pin", 200, True),
-            ("/warn/label", 404, None),
-            ("/x", 404, None),
-        ]:
+            ("/mutate/label", 200, True), ("/validate", 200, False), ("/validate/pin", 200, False),
+            ("/validate/label", 404, None), ("/mutate/nothing", 404, None), ("/warn", 200, True),
+            ("/warn/pin", 200, True), ("/warn/label", 404, None), ("/x", 404, None),
+        ]:  # fmt: skip
             with self.subTest(path):
                 got, answer = self.whook.post(path=path)
                 self.assertEqual(
@@ -1616,12 +1569,9 @@ class Serving(unittest.TestCase):
 
     def test_only_the_option_close_closes_the_connection(self):
         for value, closes in [
-            ("close", True),
-            ("Close", True),
-            ("keep-alive, close", True),
-            ("keep-alive", False),
+            ("close", True), ("Close", True), ("keep-alive, close", True), ("keep-alive", False),
             ("x-not-close", False),
-        ]:
+        ]:  # fmt: skip
             with self.subTest(value), self.whook.client() as client:
                 client.request("POST", "/mutate", POD, JSON | {"Connection": value})
                 response = client.getresponse()
@@ -2227,16 +2177,19 @@ class Draining(unittest.TestCase):
             self.assertEqual(server.process.wait(60), 0)
 
     def test_received_reviews_are_answered_after_the_grace_period(self):
-        with (
-            Whook(policies={"slow": SLOW}) as server,
-            concurrent.futures.ThreadPoolExecutor() as pool,
-        ):
-            answers = [pool.submit(server.post) for _ in range(4)]
-            server.wait_for_log("INFO review")
-            wait_for(lambda: server.metric("whook_buffered_bytes") > 3 * len(POD) or
-                     len(server.logged("INFO review")) > 1, "all to be received")  # fmt: skip
+        with Whook(policies={"slow": SLOW}) as server, contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(server.connect()) for _ in range(4)]
+            for client in clients:
+                client.sendall(request_bytes(Connection="close"))
+
+            def received():
+                answered = server.metric("whook_reviews_total")
+                return answered + server.metric("whook_buffered_bytes") // len(POD) >= 4
+
+            wait_for(received, "four reviews")
             server.process.send_signal(signal.SIGTERM)
-            self.assertEqual([each.result()[0] for each in answers], [200] * 4)
+            for client in clients:
+                self.assertTrue(read_all(client).startswith(b"HTTP/1.1 200 OK"))
             self.assertEqual(server.process.wait(60), 0)
 
     def test_a_response_that_is_being_sent_is_sent_completely(self):
