@@ -45,6 +45,7 @@ def mutate(obj, request):
     obj.setdefault("metadata", {}).setdefault("labels", {})["team"] = "shop"
 """
 SLOW = "import time\ndef mutate(obj, request): time.sleep(0.3)"
+LIMIT = r"(1|0\.\d+)"  # seconds: the limit of a review, less the time that parsing took
 LABEL_PATCH = [{"op": "add", "path": "/metadata/labels/team", "value": "shop"}]
 TRUNCATED = REVIEWS["create-service"].strip()[:-1]  # ASCII only, and without its last brace
 
@@ -136,12 +137,10 @@ class Log(unittest.TestCase):
             ("plain-1.2/x:y", "plain-1.2/x:y"), ("two words", '"two words"'), ("", '""'),
             ("a=b", '"a=b"'), ("a\nb level=ERROR", '"a\\nb level=ERROR"'),
             ("\x1b[2J", '"\\u001b[2J"'), ("\ud800", '"\\ud800"'), (True, "true"), (1, "1"),
+            ("x" * 5000, "x" * whook.MAX_LOGGED),
         ]:  # fmt: skip
             with self.subTest(value=value):
                 self.assertEqual(whook._quote(value), expected)
-
-    def test_values_are_truncated(self):
-        self.assertEqual(whook._quote("x" * 5000), "x" * whook.MAX_LOGGED)
 
     def test_a_line_is_one_write_of_at_most_PIPE_BUF_bytes(self):
         values = ["x", "x y", "ä", "\n", "\0", "\U0001f600", "\ud800", '"', "\\", [1] * 10**5]
@@ -432,18 +431,10 @@ class Policies(unittest.TestCase):
                     f"see the traceback with: python {whook.__file__} --check --policy {path}",
                 )
 
-    def test_files_that_define_no_policy(self):
-        for text in ("x = 1", "mutate = 1"):
-            error = self.error_of(path := self.write("a.py", text))
-            self.assertEqual(error.message, f"policy {path} defines neither mutate nor validate")
-            self.assertEqual(
-                error.hint,
-                "a policy is a file that defines mutate(obj, request), validate(obj, request), "
-                "or both",
-            )
-
-    def test_functions_that_could_not_be_called_or_would_never_run(self):
+    def test_files_that_are_no_policy(self):
+        define = "defines neither mutate nor validate"
         for text, reason in [
+            ("x = 1", define), ("mutate = 1", define), ("", define),
             ("async def mutate(obj, request): 0", "is async, and would never run"),
             ("def mutate(obj, request): yield", "contains yield, and would never run"),
             ("async def mutate(obj, request): yield", "is async, and would never run"),
@@ -455,8 +446,12 @@ class Policies(unittest.TestCase):
             for verb in ("mutate", "validate"):
                 with self.subTest(text, verb=verb):
                     error = self.error_of(path := self.write("a.py", text.replace("mutate", verb)))
-                    self.assertEqual(error.message, f"policy {path}: {verb} {reason}")
-                    self.assertEqual(error.hint, f"write `def {verb}(obj, request):`")
+                    message, hint = f": {verb} {reason}", f"write `def {verb}(obj, request):`"
+                    if reason is define:
+                        message = f" {define}"
+                        hint = "a policy is a file that defines mutate(obj, request), "
+                        hint += "validate(obj, request), or both"
+                    self.assertEqual((error.message, error.hint), (f"policy {path}{message}", hint))
         for text in ("def mutate(obj, request, limit=5): 0", "mutate = lambda *_: None"):
             self.load(self.write("a.py", text))
 
@@ -616,47 +611,32 @@ class Reloading(unittest.TestCase):
             "numbers", lambda: {"f": self.content}, lambda files: make(files["f"]), **options
         )
 
-    def state(self, made: whook.Reloadable) -> tuple:
-        return made.value, made.errors, bool(made.last_error)
-
     def test_any_exception_keeps_the_last_good_value(self):
         def make(content: bytes) -> int:
             if content == b"config":
                 raise whook.ConfigError("bad config", "fix it")
             return int(content)
 
+        def read() -> dict[str, bytes]:
+            if self.content == b"gone":
+                raise whook.ConfigError("can't read f", "make it readable")
+            return {"f": self.content}
+
         made = self.reloadable(make)
-        for content, state in [
-            (b"2", (2, 0, False)), (b"x", (2, 1, True)), (b"config", (2, 2, True)),
-            (b"3", (3, 2, False)),
+        made.read = read
+        for content, state in [  # the value, how many errors there were, and if one is current
+            (b"2", (2, 0, False)), (b"x", (2, 1, True)), (b"x", (2, 1, True)),
+            (b"config", (2, 2, True)), (b"2", (2, 2, False)), (b"gone", (2, 3, True)),
+            (b"gone", (2, 3, True)), (b"2", (2, 3, False)), (b"x", (2, 4, True)),
+            (b"3", (3, 4, False)),
         ]:  # fmt: skip
-            with self.subTest(content):
+            with self.subTest(content, state=state):
                 self.content = content
                 made.refresh()
-                self.assertEqual(self.state(made), state)
-        errors = [
-            call.kwargs for call in self.log.mock_calls if call.args[:2] == ("ERROR", "reload")
-        ]
+                self.assertEqual((made.value, made.errors, bool(made.last_error)), state)
+        errors = [call.kwargs for call in self.log.mock_calls if call.args[1] == "reload"]
         self.assertRegex(errors[0]["error"], r"^ValueError at test_whook.py:\d+ make < ")
         self.assertEqual((errors[1]["error"], errors[1]["hint"]), ("bad config", "fix it"))
-
-    def test_an_error_is_cleared_when_the_files_are_the_good_ones_again(self):
-        made = self.reloadable()
-        for content, state in [(b"x", (1, 1, True)), (b"1", (1, 1, False)), (b"x", (1, 2, True))]:
-            with self.subTest(content):
-                self.content = content
-                made.refresh()
-                self.assertEqual(self.state(made), state)
-
-    def test_an_error_of_reading_is_reported_once_and_cleared(self):
-        made, read = self.reloadable(), mock.Mock(side_effect=whook.ConfigError("can't read", "x"))
-        made.read, good = read, made.read
-        made.refresh()
-        made.refresh()
-        self.assertEqual(self.state(made), (1, 1, True))
-        made.read = good
-        made.refresh()
-        self.assertEqual(self.state(made), (1, 1, False))
 
     def test_files_that_failed_are_tried_again_only_if_that_is_asked_for(self):
         for retry, calls in [(False, 2), (True, 4)]:
@@ -1309,7 +1289,7 @@ class TimeLimit(unittest.TestCase):
                     self.assertEqual(status, 500)
                     self.assertRegex(
                         answer["message"],
-                        rf'^policy "{name}" failed: line {line}: timed out after 1 s$',
+                        rf'^policy "{name}" failed: line {line}: timed out after {LIMIT} s$',
                     )
                     self.assertEqual(server.post(path="/validate")[0], 200)
                     self.assertEqual(
@@ -1331,9 +1311,9 @@ class TimeLimit(unittest.TestCase):
             for path in ("/mutate", "/mutate/b", "/mutate"):
                 self.assertEqual(server.post(path=path)[0], 200)
                 status, answer = server.post(review(uid="hang"), path)
-                self.assertEqual(
-                    (status, answer["message"]),
-                    (500, 'policy "b" failed: line 2: timed out after 1 s'),
+                self.assertEqual(status, 500)
+                self.assertRegex(
+                    answer["message"], f'^policy "b" failed: line 2: timed out after {LIMIT} s$'
                 )
 
     def test_code_that_swallows_the_interruption_for_ever_ends_the_process(self):
@@ -1857,6 +1837,11 @@ class TLS(unittest.TestCase):
         )
         text = self.file("text", b"rubbish")
         self.assert_refused((text, key), f"can't serve with {text} with {key}: ", hint=together)
+        self.assert_refused(
+            (cert, key, text),
+            f"can't serve with {text}: ",
+            hint="give the CA's certificates as PEM",
+        )
 
     def test_a_key_with_a_password(self):
         pair = self.authority.issue()
@@ -1936,14 +1921,6 @@ class TLS(unittest.TestCase):
                 f"can't read {folder}/no.pem: No such file or directory",
                 hint=f"`python {command}` makes a certificate and its key",
             )
-
-    def test_a_bad_client_ca(self):
-        text = self.file("ca", b"rubbish")
-        self.assert_refused(
-            (*self.pair(self.authority.issue()), text),
-            f"can't serve with {text}: ",
-            hint="give the CA's certificates as PEM",
-        )
 
     def test_the_chain_expires_with_its_first_certificate(self):
         inner = pki.Authority("inner", parent=self.authority, not_after=timedelta(days=5))
