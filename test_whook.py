@@ -1161,6 +1161,16 @@ def mutate(obj, request):
         self.assertEqual([each.audit["evil"] for each in answers], ["False", "True"])
         self.assertEqual([len(each.patch) for each in answers], [0, 1])
 
+    def test_a_field_that_was_replaced_by_its_copy_is_not_used_any_more(self):
+        source = (
+            "import copy\ndef mutate(o, r):\n"
+            " for old, key in ((o, 'spec'), (o['metadata'], 'labels')):\n"
+            "  kept = old[key]\n  old[key] = copy.deepcopy(kept)\n  kept['evil'] = True"
+        )
+        loaded = policies(a=source, b="def mutate(o, r): r.audit('same', o == r.object)")
+        response = whook.evaluate(whook.parse_review(POD), loaded)
+        self.assertEqual((response.patch, response.audit), ([], {"same": "True"}))
+
     def test_edits_of_the_request_are_seen_by_no_other_policy(self):
         edits = """
 def mutate(obj, request):
@@ -1180,15 +1190,18 @@ def mutate(obj, request):
 validate = mutate
 """
         body = review(operation="UPDATE", oldObject=pod())
+        fields = ("user_info", "options", "object", "old_object")
         for verb in ("mutate", "validate", "warn"):
             with self.subTest(verb):
                 request = whook.parse_review(body)
+                before = [repr(getattr(request, field)) for field in fields]
                 seen = whook.evaluate(request, policies(a=looks), verb).audit
                 self.assertEqual(seen["object"], repr(pod()))
                 changed = whook.evaluate(request, policies(a=edits, b=looks), verb)
                 self.assertEqual(changed.audit, seen)
                 self.assertEqual(changed.patch, [])
                 self.assertEqual(whook.evaluate(request, policies(a=looks), verb).audit, seen)
+                self.assertEqual([repr(getattr(request, field)) for field in fields], before)
 
     def test_the_log_line_has_the_names_of_the_request(self):
         edits = (
@@ -1317,10 +1330,11 @@ class TimeLimit(unittest.TestCase):
                 )
 
     def test_code_that_swallows_the_interruption_for_ever_ends_the_process(self):
-        source = (
-            "import time\ndef mutate(o, r):\n while True:\n  try:\n   time.sleep(60)\n"
-            "  except BaseException:\n   pass"
-        )
+        loop = "while True:\n{0} try:\n{0}  {1}\n{0} except BaseException: pass"
+        body = "time.sleep(60)"
+        for depth in (6, 4, 2):  # an outer loop catches what is raised outside the inner try
+            body = loop.format(" " * (depth - 1), body)
+        source = f"import time\ndef mutate(o, r):\n {body}"
         with Whook(policies={"p": source}) as server:
             with self.assertRaises(OSError):
                 server.post(path="/mutate?timeout=30s")
