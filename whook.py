@@ -993,13 +993,6 @@ def _copy(value: Any) -> Any:
     return copy(value, "")
 
 
-_MAX_INTEGER:
-                return value
-            raise ValueError(f"{path} is an integer of more than 4300 digits: not JSON")
-        what = value if kind is float else f"a {kind.__name__}"
-        raise ValueError(f"{path} is {what}: not JSON")
-
-
 _MAX_INTEGER = 10**4300  # Python converts no larger one to text
 
 
