@@ -141,7 +141,7 @@ class Log:
         line = self._line(level, event, fields, MAX_LOGGED)
         if len(line) > PIPE_BUF:
             line = self._line(level, event, fields, MAX_LOGGED_LONG)
-        if len(self.pending) + len(line) > PIPE_BUF:
+        if self.pending and len(self.pending) + len(line) > PIPE_BUF:
             self.flush()
         self.pending += line
         if not self.batched:
@@ -902,9 +902,9 @@ class _Difference:
     The methods take two values and the JSON Pointer (RFC 6901) of their place. The patch refers to
     the values after the change; it does not copy them."""
 
-    def __init__(self, size: int = 0) -> None:
+    def __init__(self) -> None:
         self.patch: Patch = []
-        self.size = size
+        self.size = 0
 
     def compare(self, before: Any, after: Any, path: str) -> None:
         if type(before) is dict and type(after) is dict:
@@ -961,7 +961,7 @@ class _Difference:
     def add(self, op: str, path: str, value: Any = ...) -> None:
         self.size += len(path)
         if self.size > MAX_PATCH:
-            raise ValueError(f"the paths of the patch are longer than {MAX_PATCH} characters")
+            raise ValueError(f"the patch is larger than {MAX_PATCH} bytes")
         self.patch.append({"op": op, "path": path} | ({} if value is ... else {"value": value}))
 
 
@@ -976,7 +976,7 @@ def _copy(value: Any) -> Any:
         kind = type(value)
         left -= len(value) if kind is str else 2
         if left < 0:
-            raise ValueError(f"what the policy changed is larger than {MAX_PATCH} bytes")
+            raise ValueError(f"the changed fields are larger than {MAX_PATCH} bytes")
         if kind is dict:
             return {
                 _key(key, path): copy(item, f"{path}/{_escape(key)}") for key, item in value.items()
@@ -987,8 +987,8 @@ def _copy(value: Any) -> Any:
             return value
         if kind is int and abs(value) < _MAX_INTEGER:  # custom resources may have over 64 bits
             return value
-        what = {int: "an integer of more than 4300 digits", float: f"{value}"}
-        raise ValueError(f"{path} is {what.get(kind, f'a {kind.__name__}')}: not JSON")
+        what = "an integer of more than 4300 digits" if kind is int else f"a {kind.__name__}"
+        raise ValueError(f"{path} is {value if kind is float else what}: not JSON")
 
     return copy(value, "")
 
@@ -1071,8 +1071,10 @@ def _evaluate(request: Request, response: Response, policies: Iterable[Policy], 
     except Denied:
         response.patch, response.changed_by = [], {}
     except BaseException as error:
-        for each in (error, error.__cause__):  # delete what a policy made within the time limit
-            traceback.clear_frames(each.__traceback__ if each else None)
+        each: BaseException | None = error
+        while each:  # what a policy has made is deleted here, within the time limit
+            traceback.clear_frames(each.__traceback__)
+            each = each.__context__
         raise
     response.body = render_review(request, response)
 
@@ -1111,12 +1113,12 @@ def _mutate(request: Request, response: Response, policies: Iterable[Policy], ve
             after = _encode_result(obj)
             if after != before:
                 old, new = _changed_fields(before, after, obj)
-                difference = _Difference(size)
-                difference.compare_objects(old, _copy(new), "")
-                size = difference.size
-                if difference.patch:
-                    response.patch += difference.patch
-                    response.changed_by[policy.name] = len(difference.patch)
+                patch = diff(old, new)
+                size += len(_ENCODE(patch)) if patch else 0
+                if size > MAX_PATCH:
+                    raise ValueError(f"the patch is larger than {MAX_PATCH} bytes")
+                response.patch += patch
+                response.changed_by |= {policy.name: len(patch)} if patch else {}
         except Exception as error:  # not JSON, too large, nested too deeply
             deep = isinstance(error, RecursionError)
             reason = f"its result can't be sent: {_TOO_DEEP if deep else _text_of(error)}"

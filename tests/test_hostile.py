@@ -113,7 +113,7 @@ class KeyUpdates(unittest.TestCase):
 class SlowSocket:
     """Stands for a connection that always has something to read and whose step takes a while."""
 
-    server = types.SimpleNamespace(urgent=False)
+    urgent = False
 
     def __init__(self, loop, seconds):
         self.pair, self.seconds, self.steps = socket.socketpair(), seconds, 0
@@ -256,7 +256,10 @@ class FullServer(unittest.TestCase):
                 server.states[state][FakeConnection(server, state, age, closed)] = None
         while server.evict():
             pass
-        expected = [(state, age) for state in self.ORDER for age in ("older", "newer")]
+        requests = self.ORDER[1:5]  # handshake, new, head, body: the oldest of them all comes first
+        expected = [("lingering", "older"), ("lingering", "newer")]
+        expected += [(state, age) for age in ("older", "newer") for state in requests]
+        expected += [(s, age) for s in ("idle", "writing") for age in ("older", "newer")]
         self.assertEqual(closed, expected)
         self.assertEqual(len(server.states["waiting"]), 2)
 
@@ -278,13 +281,14 @@ class FullServer(unittest.TestCase):
             clients["head"].sendall(request_bytes()[:9])
             wait_for(lambda: server.metric("whook_reviews_total") == 2, "both reviews")
             time.sleep(whook.TICK)  # until the parts of requests have arrived
-            newcomers = []
-            for state in self.ORDER[1:-1]:
-                newcomers.append(stack.enter_context(open_one()))
-                newcomers[-1].sendall(request_bytes())
-                self.assertEqual(read_answer(newcomers[-1])[0], 200)
-                wait_for(lambda s=state: is_closed(clients[s]), f"{state} to be closed")
-                del clients[state]
+            for states in (("handshake", "new", "head", "body"), ("idle",)):
+                for _ in states:
+                    newcomer = stack.enter_context(open_one())
+                    newcomer.sendall(request_bytes())
+                    self.assertEqual(read_answer(newcomer)[0], 200)
+                for state in states:
+                    wait_for(lambda s=state: is_closed(clients[s]), f"{state} to be closed")
+                    del clients[state]
                 others = [other for other in clients if other != "writing"]
                 self.assertFalse(any(is_closed(clients[other]) for other in others))
             clients["writing"].settimeout(20)
@@ -385,7 +389,7 @@ class Pauses(unittest.TestCase):
     """M4: SIGSTOP and SIGCONT, as by docker pause, a freezer or a migration."""
 
     PATCHES = (
-        "whook.WATCHDOG = 2; whook.EXIT_DELAY = 0.5; whook.TIMEOUTS |= dict(body=2, head=2, idle=2)"
+        "whook.WATCHDOG = 2; whook.MAX_ALARMS = 10; whook.TIMEOUTS |= dict(body=2, head=2, idle=2)"
     )
 
     def pause(self, server, seconds=4):
@@ -440,7 +444,7 @@ class Watchdog(unittest.TestCase):
         source = (
             "import itertools\ndef mutate(obj, request):\n    any(itertools.repeat(0, 10**8))\n"
         )
-        limits = "whook.TIME_LIMIT = whook.EXIT_DELAY = 0.1"
+        limits = "whook.TIME_LIMIT = 0.1; whook.MAX_ALARMS = 2"
         with Whook(policies={"long": source}, patches=limits) as server:
             self.assertEqual(server.post()[0], 500)
             self.assertEqual(server.get("/livez")[0], 200)
