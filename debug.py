@@ -46,11 +46,15 @@ if sys.version_info < (3, 11):  # noqa: UP036 - nothing above or below is newer 
 with contextlib.suppress(ModuleNotFoundError):  # main() says so; --help needs no package
     import yaml  # the kubernetes client needs it too
 
-import certs
-import review
-import whook
-from workbench import cases, documents
-from workbench.redaction import NoRedaction, Redaction
+HERE = os.path.dirname(os.path.realpath(__file__))
+if HERE not in sys.path:  # with PYTHONSAFEPATH
+    sys.path.insert(0, HERE)
+
+import certs  # noqa: E402
+import review  # noqa: E402
+import whook  # noqa: E402
+from workbench import cases, documents  # noqa: E402
+from workbench.redaction import NoRedaction, Redaction  # noqa: E402
 
 Json = dict[str, Any]
 
@@ -131,14 +135,14 @@ def result_of(answer: whook.Answer, response: whook.Response | None, duration: f
 
 
 def _post(path: str) -> whook.Head:
-    return whook.Head("POST", path, "1.1", {"content-type": "application/json"})
+    return whook.Head("POST", path, {"content-type": "application/json"})
 
 
 def call(path: str, body: bytes, policies: whook.PolicySet) -> whook.Request:
-    """Evaluate a review as the server does; the request has the response. whook.Refusal."""
+    """Evaluate a review as the server does; the request has the response. whook.HTTPError."""
     verb, name, timeout = whook.route(_post(path))
     request = whook.parse_review(body, time.monotonic() + timeout)
-    whook.evaluate(request, policies.find(verb, name), verb)
+    review.evaluate(request, policies.find(verb, name), verb)
     return request
 
 
@@ -148,8 +152,8 @@ def run(path: str, body: bytes, policies: whook.PolicySet) -> Result:
     try:
         request = call(path, body, policies)
         response = request.response
-        answer = whook.Answer(200, whook.render_review(request, response))
-    except whook.Refusal as refusal:
+        answer = whook.Answer(200, response.body)
+    except whook.HTTPError as refusal:
         answer = whook.status_answer(refusal)
     result = result_of(answer, response, time.monotonic() - started)
     judge(result, path, body, policies)
@@ -164,7 +168,7 @@ def judge(result: Result, path: str, body: bytes, policies: whook.PolicySet) -> 
         verb = match[1]  # type: ignore[assignment]
     try:
         request = whook.parse_review(body)
-    except whook.Refusal as refusal:
+    except whook.HTTPError as refusal:
         result.remarks = [f"no review: {refusal.message}"]
         return
     before = request.object
@@ -173,11 +177,11 @@ def judge(result: Result, path: str, body: bytes, policies: whook.PolicySet) -> 
     if result.status == 200:
         outcome.responses[verb] = _response_of(result)
     else:
-        outcome.fault = whook.Refusal(result.status, str(result.said("message")))
+        outcome.fault = whook.HTTPError(result.status, str(result.said("message")))
         if verb != "mutate":
             outcome.responses["mutate"] = whook.Response()
     if result.patch:
-        with contextlib.suppress(whook.Refusal):
+        with contextlib.suppress(whook.HTTPError):
             second = call(path, with_object(body, after), policies).response
             result.again = split(second.patch, second.changed_by)
         outcome.steps = [review.Step(name, [], patch) for name, patch in result.again.items()]
@@ -249,7 +253,7 @@ class Entry:
         """What the list shows of the request; works on anything that is no review, too."""
         try:
             request = whook.parse_review(self.body)
-        except whook.Refusal as refusal:
+        except whook.HTTPError as refusal:
             return {"operation": "", "kind": "no review:", "name": refusal.message, "user": ""}
         name = f"{request.namespace}/{request.name}" if request.namespace else request.name
         kind = request.kind.kind + (f"/{request.sub_resource}" if request.sub_resource else "")
@@ -260,7 +264,7 @@ class Entry:
     @property
     def timeout(self) -> float:
         match = re.search(r"[?&]timeout=(\d{1,4})s", self.path)
-        return float(match[1]) if match else whook.DEFAULT_TIMEOUT
+        return float(match[1]) if match else whook.DEFAULT_REVIEW_TIMEOUT
 
     def text(self) -> str:
         """What filters look in."""
@@ -373,7 +377,7 @@ def open_folder(path: str) -> Path:
             certs.write_file(folder / ".gitignore", b"*\n")
     except OSError as error:
         hint = "name another folder with --record"
-        raise whook.SetupError(f"can't write in {path}: {error.strerror}", hint) from None
+        raise whook.ConfigError(f"can't write in {path}: {error.strerror}", hint) from None
     return folder
 
 
@@ -396,11 +400,12 @@ def recording(entry: Entry, result: Result | None, unredacted: bool) -> bytes:
 
 
 def case_of(entry: Entry, result: Result, policies: Sequence[str], unredacted: bool) -> str:
-    """A review and its answer as `review.py test` reads them, without the managedFields that the
-    page does not show either; `policies` as paths from the file on. whook.Refusal if it is none."""
+    """Return a review and its answer as `review.py test` reads them, without the managedFields that
+    the page does not show either. `policies` are paths relative to the file. Raises whook.HTTPError
+    if the entry is not a review."""
     redaction, document = redaction_of(entry, unredacted)
     if "withheld" in document:
-        raise whook.Refusal(400, f"this can't be a test case: {document['withheld']}")
+        raise whook.HTTPError(400, f"this can't be a test case: {document['withheld']}")
     before = _object_in(json.loads(entry.body))
     after = review.apply(before, result.patch) if result.patch else before
     said = {"warnings": "warnings", "audit": "auditAnnotations"}
@@ -428,7 +433,7 @@ def case_of(entry: Entry, result: Result, policies: Sequence[str], unredacted: b
 
 
 def read_recordings(paths: Iterable[str]) -> Iterator[tuple[Path, Json]]:
-    """Each recording in files or folders, in the order of their names; SetupError for a file that
+    """Each recording in files or folders, in the order of their names; ConfigError for a file that
     is none. A bare AdmissionReview counts as one that nobody answered yet."""
     for path in paths:
         files = sorted(Path(path).glob("*.json")) if os.path.isdir(path) else [Path(path)]
@@ -436,11 +441,11 @@ def read_recordings(paths: Iterable[str]) -> Iterator[tuple[Path, Json]]:
             try:
                 record = json.loads(file.read_bytes())
             except (OSError, ValueError) as error:
-                raise whook.SetupError(f"can't read {file}: {error}", "give recordings") from None
+                raise whook.ConfigError(f"can't read {file}: {error}", "give recordings") from None
             if type(record) is dict and record.get("kind") == "AdmissionReview":
                 record = {"review": record, "path": "/mutate", "time": 0.0}
             if type(record) is not dict or not {"review", "path"} <= record.keys():
-                raise whook.SetupError(
+                raise whook.ConfigError(
                     f"{file} is no recording", "debug.py writes them into the folder of --record"
                 )
             yield file, record
@@ -455,7 +460,7 @@ def entry_of(file: Path, record: Json) -> Entry:
         try:
             entry.result = Result(**result)
         except TypeError as error:
-            raise whook.SetupError(f"{file}: {error}", "record it anew") from None
+            raise whook.ConfigError(f"{file}: {error}", "record it anew") from None
     return entry
 
 
@@ -481,19 +486,20 @@ class Desk:
     def __init__(
         self,
         options: argparse.Namespace,
-        policies: whook.Watched[whook.PolicySet],
+        policies: whook.Reloadable[whook.PolicySet],
         folder: Path | None = None,
         hold: str = "",
         loop: whook.Loop | None = None,
     ) -> None:
         self.loop = loop or whook.Loop()
-        self.loop.due.append(self.look_after)
+        self.loop.tasks.append(self.look_after)
         self.keep, self.unredacted, self.paths = options.keep, options.unredacted, options.policy
         self.policies, self.folder, self.hold = policies, folder, hold
         self.entries: collections.OrderedDict[int, Entry] = collections.OrderedDict()
         self.version = self.last_number = self.size = 0
-        self.watched: list[whook.Watched[Any]] = [policies]
+        self.watched: list[whook.Reloadable[Any]] = [policies]
         self.in_use = ("", "")  # the policies' digest, and what is wrong with files, when last seen
+        self.unfinished: list[Entry] = []  # entries for finish()
         self.held: dict[int, tuple[float, Settle]] = {}  # until when, and what answers
         self.polls: list[tuple[float, int, Callable[[Json], None]]] = []  # the page's, likewise
 
@@ -507,8 +513,8 @@ class Desk:
                 self.settle(number, Decision("timeout", text))
         if any(now >= until for until, _, _ in self.polls):
             self.tell()
-        complaints = [watched.complaint for watched in self.watched if watched.complaint]
-        in_use = self.policies.value.digest, "; ".join(complaints)
+        errors = [watched.last_error for watched in self.watched if watched.last_error]
+        in_use = self.policies.value.digest, "; ".join(errors)
         if in_use != self.in_use:
             self.in_use = in_use
             self.touch()
@@ -553,11 +559,18 @@ class Desk:
         entry.result, entry.request = result_of(answer, response, duration), None
         entry.held_until = 0.0
         self.touch(entry)
-        self.loop.jobs.append(functools.partial(self.finish, entry))
+        self.unfinished.append(entry)
+
+    def finish_all(self) -> None:
+        """Do the work that delays no answer, for the reviews that were answered or held since the
+        last call."""
+        entries, self.unfinished = self.unfinished, []
+        for entry in entries:
+            self.finish(entry)
 
     def finish(self, entry: Entry) -> None:
-        """What nobody waits for: a held review's preview; once the API server has its answer, the
-        second pass and the recording."""
+        """Make the preview of a held review; or the second pass and the recording of an answered
+        review."""
         try:
             if entry.result is None:
                 entry.replayed = run(entry.path, entry.body, self.policies.value)
@@ -569,7 +582,8 @@ class Desk:
                     certs.write_file(file, recording(entry, entry.result, self.unredacted))
                     entry.file = file
         except Exception as error:
-            whook.log("ERROR", "recording", error=type(error).__name__, trace=whook.where(error))
+            trace = whook.traceback_summary(error)
+            whook.log("ERROR", "recording", error=type(error).__name__, trace=trace)
         self.touch(entry)
 
     # -- evaluation, as the process calls it
@@ -588,6 +602,7 @@ class Desk:
             return whook.evaluate(request, policies, verb)
         else:
             request.response = _by_hand(decision, request)
+        request.response.body = whook.render_review(request, request.response)
         return request.response
 
     def holds(self, entry: Entry, request: whook.Request) -> bool:
@@ -602,7 +617,7 @@ class Desk:
         entry.held_until = time.time() + left
         self.held[entry.number] = time.monotonic() + left, settle
         self.touch(entry)
-        self.loop.jobs.append(functools.partial(self.finish, entry))
+        self.unfinished.append(entry)
 
     def settle(self, number: int, decision: Decision) -> None:
         _, settle = self.held.pop(number)
@@ -612,7 +627,7 @@ class Desk:
     def decide(self, number: int, decision: Decision) -> None:
         entry = self.entry(number)
         if number not in self.held:
-            raise whook.Refusal(409, "this review is held no more")
+            raise whook.HTTPError(409, "this review is held no more")
         if decision.kind == "edit":
             decision.obj = self.restore(entry, decision.obj)
         self.settle(number, decision)
@@ -623,15 +638,15 @@ class Desk:
         try:
             return self.entries[number]
         except KeyError:
-            raise whook.Refusal(404, f"there is no review {number} any more") from None
+            raise whook.HTTPError(404, f"there is no review {number} any more") from None
 
     def news(self, after: int) -> Json:
         """What changed since a version, or all if there was none."""
         rows = [e for e in self.entries.values() if e.version > after or after > self.version]
-        digest, complaint = self.in_use
+        digest, error = self.in_use
         names = [policy.name for policy in self.policies.value.policies]
         state: Json = {"version": self.version, "first": next(iter(self.entries), 0)}
-        state |= {"hold": self.hold, "policies": names, "digest": digest, "error": complaint}
+        state |= {"hold": self.hold, "policies": names, "digest": digest, "error": error}
         return state | {"reviews": [summary(entry) for entry in rows]}
 
     def details(self, number: int) -> Json:
@@ -682,13 +697,13 @@ class Desk:
     def save(self, number: int, name: str, folder: Path) -> Path:
         """Keep the review, and the newest answer to it, as a test case for `review.py test`."""
         if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,80}", name):
-            raise whook.Refusal(400, "a test case's name has a-z, 0-9, '-' and '.' only")
+            raise whook.HTTPError(400, "a test case's name has a-z, 0-9, '-' and '.' only")
         entry = self.entry(number)
         if entry.edited:
             entry = dataclasses.replace(entry, body=entry.edited)
         result = entry.replayed or entry.result
         if result is None:
-            raise whook.Refusal(409, "this review has no answer yet")
+            raise whook.HTTPError(409, "this review has no answer yet")
         verb, policy, _ = whook.route(_post(entry.path))
         paths = [one.path for one in self.policies.value.find(verb, policy)]
         paths = paths if policy else self.paths or paths
@@ -699,7 +714,7 @@ class Desk:
             folder.mkdir(parents=True, exist_ok=True)
             certs.write_file(folder / f"{name}.yaml", content.encode())
         except OSError as error:
-            raise whook.Refusal(500, f"can't write {folder}: {error.strerror}") from None
+            raise whook.HTTPError(500, f"can't write {folder}: {error.strerror}") from None
         return folder / f"{name}.yaml"
 
 
@@ -753,11 +768,10 @@ class Page:
             "Cross-Origin-Resource-Policy": "same-origin",
             "Cache-Control": "no-store",
         }
-        self.listener = whook.listen("127.0.0.1", port, "--page-port")
-        self.port = self.listener.getsockname()[1]
-        self.hosts = {f"{name}:{self.port}" for name in ("127.0.0.1", "localhost")}
-        self.server = whook.Server(self.listener, self.respond, desk.loop)
+        self.server = whook.Server("127.0.0.1", port, "--page-port", self.respond, desk.loop)
         self.server.max_body = MAX_PAGE_BODY
+        self.port = self.server.socket.getsockname()[1]
+        self.hosts = {f"{name}:{self.port}" for name in ("127.0.0.1", "localhost")}
 
     @property
     def link(self) -> str:
@@ -768,11 +782,11 @@ class Page:
     ) -> whook.Answer | None:
         self.check_sender(head)
         path, _, query = head.target.partition("?")
-        if path == "/" and head.method in ("GET", "HEAD"):
+        if path == "/" and head.method == "GET":
             return whook.Answer(200, self.html, self.headers, "text/html; charset=utf-8")
         given = head.headers.get("authorization", "").removeprefix("Bearer ")
         if not hmac.compare_digest(given.encode(), self.token.encode()):
-            raise whook.Refusal(401, "open the link that the terminal shows: it holds the token")
+            raise whook.HTTPError(401, "open the link that the terminal shows: it holds the token")
         if head.method == "GET" and path == "/api/news":
             found = re.fullmatch(r"after=(\d{1,12})", query)
             self.tell_news(int(found[1]) if found else -1, connection)
@@ -795,10 +809,10 @@ class Page:
     def check_sender(self, head: whook.Head) -> None:
         """Refuse what another site's page may have sent here through this machine's browser."""
         if head.headers.get("host") not in self.hosts:
-            raise whook.Refusal(421, f"this is 127.0.0.1:{self.port}, and no other host")
+            raise whook.HTTPError(421, f"this is 127.0.0.1:{self.port}, and no other host")
         origin = head.headers.get("origin")
         if origin is not None and origin.removeprefix("http://") not in self.hosts:
-            raise whook.Refusal(403, "another site may not read or change what is here")
+            raise whook.HTTPError(403, "another site may not read or change what is here")
 
     def act(self, method: str, path: str, body: bytes | bytearray) -> Any:
         desk = self.desk
@@ -811,13 +825,13 @@ class Page:
             "/api/save": self.save,
         }
         if method != "POST" or path not in actions:
-            raise whook.Refusal(404, "there is nothing here")
+            raise whook.HTTPError(404, "there is nothing here")
         try:
             return actions[path](json.loads(body)) or {}
         except ValueError as error:
-            raise whook.Refusal(400, str(error)) from None
+            raise whook.HTTPError(400, str(error)) from None
         except (KeyError, TypeError, RecursionError) as error:
-            raise whook.Refusal(400, f"the page does not send such a thing: {error!r}") from None
+            raise whook.HTTPError(400, f"the page does not send such a thing: {error!r}") from None
 
     def replay(self, asked: Json) -> None:
         edited = parse_object(asked["text"]) if "text" in asked else None
@@ -857,7 +871,7 @@ def content_policy(html: str) -> str:
 def parse_object(text: str) -> Json:
     try:
         found = list(documents.parse(str(text), "the edited object"))
-    except whook.SetupError as error:
+    except whook.ConfigError as error:
         raise ValueError(error.message) from None
     if len(found) != 1:
         raise ValueError("the edited text must be one object")
@@ -896,13 +910,13 @@ class DeskProcess(whook.Process):
     def review(
         self, head: whook.Head, body: bytes | bytearray, connection: whook.Connection
     ) -> None:
-        desk, since = self.desk, connection.since
+        desk, since = self.desk, connection.completed_at
         entry = desk.add(Entry(0, head.target, bytes(body), "cluster", time.time()))
         try:
             verb, name, timeout = whook.route(head)
             self.policies.value.find(verb, name)
             entry.request = request = whook.parse_review(body, since + timeout)
-        except whook.Refusal as refusal:
+        except whook.HTTPError as refusal:
             desk.answered(entry, whook.status_answer(refusal), time.monotonic() - since)
             raise
 
@@ -912,10 +926,10 @@ class DeskProcess(whook.Process):
             try:  # the policies of now: they may have been edited while it was held
                 policies = self.policies.value.find(verb, name)
                 answer = self.conclude(request, policies, verb, path, since)
-            except whook.Refusal as refusal:
+            except whook.HTTPError as refusal:
                 answer = self.admission.refuse(refusal, connection.peer)
             except ValueError as error:
-                wrong = whook.Refusal(500, f"what was edited can't be sent: {error}")
+                wrong = whook.HTTPError(500, f"what was edited can't be sent: {error}")
                 answer = self.admission.refuse(wrong, connection.peer)
             connection.send(answer)
             desk.answered(entry, answer, time.monotonic() - since)
@@ -924,6 +938,12 @@ class DeskProcess(whook.Process):
             desk.park(entry, request, settle)
         else:
             settle(Decision("policies"))
+
+    def ended(self) -> bool:
+        """Return True when the drain is over. The loop calls this between two turns, when the
+        answers of the last turn are sent, so this is the time for the desk's own work."""
+        self.desk.finish_all()
+        return super().ended()
 
 
 def open_page(desk: Desk, options: argparse.Namespace) -> Page:
@@ -936,8 +956,10 @@ def serve(options: argparse.Namespace) -> int:
     """The webhook, the page and the recordings, those made earlier too, until Ctrl-C."""
     make_certificate(options)
     folder, process = open_folder(options.record), DeskProcess()
-    process.obey_signals()
-    process.set_up(server_options(options))
+    flags = server_options(options)
+    whook.time_limit.enabled = not flags.debug_policies
+    process.handle_signals()
+    process.set_up(flags)
     desk = process.desk = Desk(options, process.policies, folder, options.hold, process.loop)
     for file, record in read_recordings([options.record]):
         entry = desk.add(entry_of(file, record))
@@ -951,12 +973,14 @@ def serve(options: argparse.Namespace) -> int:
 
 
 def server_options(options: argparse.Namespace) -> argparse.Namespace:
-    """The flags of whook.py for the desk: one process, nothing on other addresses than asked."""
+    """Return the flags of whook.py for the desk: the policies are reloaded when they change and
+    have no time limit, and no port is open on an address that was not asked for."""
     folder = Path(options.cert_dir)
     flags = ["--tls-cert", str(folder / "server-cert.pem")]
     flags += ["--tls-key", str(folder / "server-key.pem"), "--grace-period", "0"]
     flags += ["--host", options.host, "--port", str(options.port), "--health-port", "0"]
     flags += [word for path in options.policy for word in ("--policy", path)]
+    flags += ["--reload", "--debug-policies"]
     return whook.parse_arguments(flags)
 
 
@@ -964,13 +988,14 @@ def try_files(options: argparse.Namespace) -> int:
     """Local manifests through the policies, on the page: anew when a manifest is saved, and beside
     the first answer when a policy is."""
     sources = functools.partial(whook.read_sources, options.policy)
-    desk = Desk(options, whook.Watched("policies", sources, whook.load_policies))
+    whook.time_limit.enabled = False  # a breakpoint in a policy is never interrupted
+    desk = Desk(options, whook.Reloadable("policies", sources, whook.load_policies))
     hint = "name YAML or JSON files"
-    files = whook.Watched("files", lambda: whook.read_files(options.file, hint), reviews_of)
+    files = whook.Reloadable("files", lambda: whook.read_files(options.file, hint), reviews_of)
     desk.watched.append(files)
     open_page(desk, options)
     shown: list[bytes] | None = None
-    used, stop = desk.policies.value, []
+    used, stopped = desk.policies.value, False
 
     def look() -> None:
         nonlocal shown, used
@@ -983,9 +1008,15 @@ def try_files(options: argparse.Namespace) -> int:
             desk.replay(list(desk.entries))
         used = desk.policies.value
 
-    desk.loop.due.insert(0, look)
-    whook.set_handler(signal.SIGINT, lambda *_: stop.append(True))
-    desk.loop.run(lambda: bool(stop))
+    def stop(*_: object) -> None:
+        nonlocal stopped
+        if stopped:  # a policy does not end
+            os._exit(1)
+        stopped = True
+
+    desk.loop.tasks.insert(0, look)
+    signal.signal(signal.SIGINT, stop)
+    desk.loop.run(lambda: stopped)
     return 0
 
 
@@ -997,9 +1028,9 @@ def reviews_of(files: Mapping[str, bytes]) -> list[bytes]:
             for document in documents.parse(content.decode(), path):
                 reviews.append(json.dumps(review.as_review(document.value)).encode())
         except ValueError as error:
-            raise whook.SetupError(f"{path}: {error}", documents.HINT) from None
+            raise whook.ConfigError(f"{path}: {error}", documents.HINT) from None
     if not reviews:
-        raise whook.SetupError(f"no object in {', '.join(files)}", documents.HINT)
+        raise whook.ConfigError(f"no object in {', '.join(files)}", documents.HINT)
     return reviews
 
 
@@ -1054,7 +1085,7 @@ def replay(options: argparse.Namespace) -> int:
         print("".join(f"{line}\n" for line in [title, *(f"  {x}" for x in lines)] if lines), end="")
     if not changes:
         hint = "give what debug.py recorded (--record), or saved from its page"
-        raise whook.SetupError("there is nothing to compare", hint)
+        raise whook.ConfigError("there is nothing to compare", hint)
     differ = sum(map(bool, changes))
     print(f"{len(changes) - differ} as recorded, {differ} not")
     return 1 if differ else 0
@@ -1535,7 +1566,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         certs.require("cryptography")
         certs.require("yaml")
         return int(options.run(options))
-    except (whook.SetupError, Fault) as error:
+    except (whook.ConfigError, Fault) as error:
         print(f"whook: error: {error}\nwhook: hint: {error.hint}", file=sys.stderr)
         return 1
 

@@ -22,14 +22,20 @@ import itertools
 import json
 import os
 import re
+import signal
 import sys
 import time
 import traceback
+import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import whook
-from workbench import documents, reports
+HERE = os.path.dirname(os.path.realpath(__file__))
+if HERE not in sys.path:  # with PYTHONSAFEPATH
+    sys.path.insert(0, HERE)
+
+import whook  # noqa: E402
+from workbench import documents, reports  # noqa: E402
 
 WEBHOOKS: dict[whook.Verb, str] = {
     "mutate": "mutate.whook.local",
@@ -43,7 +49,7 @@ WEBHOOKS: dict[whook.Verb, str] = {
 def apply(document: Any, patch: whook.Patch) -> Any:
     """A copy of `document` with a patch of add, remove and replace applied, as strictly as RFC 6902
     and RFC 6901 say; ValueError names the operation that does not fit."""
-    result = whook.thaw(whook.freeze(document))
+    result = whook.copy_json(document)
     for step in patch:
         try:
             _apply(result, step)
@@ -61,12 +67,12 @@ def _apply(target: Any, step: dict[str, Any]) -> None:
         target = target[_place(target, key)]
     place = _place(target, last)
     if op == "add" and type(target) is list:
-        target[place:place] = [whook.thaw(whook.freeze(step["value"]))]
+        target[place:place] = [whook.copy_json(step["value"])]
     elif op == "add":
-        target[place] = whook.thaw(whook.freeze(step["value"]))
+        target[place] = whook.copy_json(step["value"])
     elif op == "replace":
         target[place]  # must be there
-        target[place] = whook.thaw(whook.freeze(step["value"]))
+        target[place] = whook.copy_json(step["value"])
     elif op == "remove":
         del target[place]
     else:
@@ -91,7 +97,7 @@ Key = tuple[str, str, str]  # an object's kind, namespace and name
 
 def read_reviews(sources: Iterable[str], old: str = "", **given: Any) -> Iterator[Located]:
     """The AdmissionReview for each object in files, folders or "-". `old` is a source with what the
-    objects were before; the rest is as as_review() takes it. SetupError names what is wrong where.
+    objects were before; the rest is as as_review() takes it. ConfigError names what is wrong where.
     Of what is read, one object is held at a time."""
     before = _by_key(old) if old else {}
     for source in sources:
@@ -103,7 +109,7 @@ def read_reviews(sources: Iterable[str], old: str = "", **given: Any) -> Iterato
                 yield document, as_review(document.value, old=was, **given)
             except ValueError as error:
                 where = f"{document.source}, line {document.line}"
-                raise whook.SetupError(f"{where}: {error}", documents.HINT) from None
+                raise whook.ConfigError(f"{where}: {error}", documents.HINT) from None
 
 
 def _by_key(source: str) -> dict[Key, dict[str, Any]]:
@@ -242,7 +248,7 @@ class Outcome:
     after: Any
     steps: list[Step]
     responses: dict[whook.Verb, whook.Response]
-    fault: whook.Refusal | None
+    fault: whook.HTTPError | None
     refusals: list[str]
     denials: dict[str, str] = dataclasses.field(default_factory=dict)
     failures: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -266,7 +272,7 @@ class Outcome:
 
 def run(review: dict[str, Any], policies: Sequence[whook.Policy]) -> Outcome:
     """Run the policies on an AdmissionReview: mutate, mutate again, validate what came of it.
-    whook.Refusal if it is no AdmissionReview."""
+    whook.HTTPError if it is no AdmissionReview."""
     request = whook.parse_review(json.dumps(review).encode())
     before = request.object
     outcome = Outcome(request, before, before, [], {}, None, [])
@@ -279,30 +285,52 @@ def run(review: dict[str, Any], policies: Sequence[whook.Policy]) -> Outcome:
             if mutated.patch:
                 _mutate_again(outcome, request, policies)
             outcome.responses["validate"] = evaluate(request, policies, "validate")
-    except whook.Refusal as fault:
+    except whook.HTTPError as fault:
         outcome.fault = fault
     outcome.refusals = refusals(before, outcome.after)
     _blame(outcome, request, policies)
     return outcome
 
 
+class TimeLimit(whook.TimeLimit):
+    """whook's time limit, except that it interrupts no code that is being traced: the developer is
+    at a breakpoint, or a lint or --cover counts lines, which takes longer."""
+
+    def on_alarm(self, number: int, frame: types.FrameType | None) -> None:
+        if sys.gettrace() is None and not _has_debugger():
+            super().on_alarm(number, frame)
+        else:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _has_debugger() -> bool:
+    """Return True if a debugger uses sys.monitoring, as pdb does from Python 3.14 on."""
+    monitoring = getattr(sys, "monitoring", None)
+    return bool(monitoring and monitoring.get_tool(monitoring.DEBUGGER_ID))
+
+
+whook.time_limit = TimeLimit()
+
+
 def evaluate(
     request: whook.Request, policies: Sequence[whook.Policy], verb: whook.Verb
 ) -> whook.Response:
+    """Evaluate a request as the server does. Raises HTTPError, and KeyboardInterrupt if the user
+    interrupts a policy."""
     try:
         return whook.evaluate(request, policies, verb)
-    except whook.PolicyFault as fault:
+    except whook.PolicyError as fault:
         if isinstance(fault.__cause__, KeyboardInterrupt):  # it was not the policy's fault
             raise KeyboardInterrupt from None
         raise
 
 
 def with_object(request: whook.Request, obj: Any) -> whook.Request:
-    """The same request about a copy of another object."""
-    frozen = whook.freeze(obj)
-    changed = whook.Request(whook.thaw(frozen), lambda: whook.thaw(frozen))
-    for field in whook.Request.__annotations__:
-        setattr(changed, field, getattr(request, field))
+    """Return the same request about a copy of another object."""
+    copy = whook.copy_json(obj)
+    fields = {field: getattr(request, field) for field in whook.Request.__annotations__}
+    changed = whook.Request(copy, lambda: whook.copy_json(obj), fields)
+    vars(changed).update(fields)
     return changed
 
 
@@ -342,7 +370,7 @@ def _second(request: whook.Request, policies: Sequence[whook.Policy]) -> whook.R
     """The answer to mutate; a failure counts as a denial."""
     try:
         return evaluate(request, policies, "mutate")
-    except whook.PolicyFault as fault:
+    except whook.PolicyError as fault:
         response = whook.Response()
         response.allowed, response.message = False, fault.message
         response.spent[fault.policy.name] = 0.0
@@ -352,7 +380,7 @@ def _second(request: whook.Request, policies: Sequence[whook.Policy]) -> whook.R
 def _blame(outcome: Outcome, request: whook.Request, policies: Sequence[whook.Policy]) -> None:
     """Find which policies it was that denied or failed."""
     mutated = outcome.responses.get("mutate")
-    if mutated is None and isinstance(outcome.fault, whook.PolicyFault):
+    if mutated is None and isinstance(outcome.fault, whook.PolicyError):
         outcome.failures[outcome.fault.policy.name] = outcome.fault.message
     elif mutated and not mutated.allowed:
         *_, last = mutated.spent
@@ -361,7 +389,7 @@ def _blame(outcome: Outcome, request: whook.Request, policies: Sequence[whook.Po
         for policy in policies:
             try:
                 response = evaluate(request, [policy], "validate")
-            except whook.Refusal as fault:
+            except whook.HTTPError as fault:
                 outcome.failures[policy.name] = fault.message
             else:
                 outcome.denials |= {} if response.allowed else {policy.name: response.message}
@@ -401,7 +429,7 @@ def _wrong_types(before: Any, after: Any, path: str) -> Iterator[str]:
     """Values whose JSON type the policies changed, and what they put into maps of strings."""
     if before is not None and after is not None and _type(before) != _type(after):
         yield f"{path} was {_type(before)}, and is {_type(after)}"
-    elif type(after) in (dict, list) and whook.freeze(before) == whook.freeze(after):
+    elif type(after) in (dict, list) and whook.same_json(before, after):
         return
     elif type(after) is dict:
         strings = path.rpartition("/")[2] in STRING_MAPS
@@ -571,7 +599,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             status = review_objects(parse_arguments(arguments))
         sys.stdout.flush()
         return status
-    except whook.SetupError as error:
+    except whook.ConfigError as error:
         message, hint = error.message, error.hint
     except KeyboardInterrupt:
         message, hint = "interrupted", "what was shown until then holds, and the rest was not run"
@@ -635,14 +663,14 @@ def load_policies(
     paths: Sequence[str], parameters: Mapping[str, bytes] | None = None
 ) -> Sequence[whook.Policy]:
     """The policies behind files and folders; `parameters` are the contents of NAME.json files by
-    their paths. SetupError, with the way to where it was raised."""
+    their paths. ConfigError, with the way to where it was raised."""
     try:
         sources = whook.read_sources(paths) | dict(parameters or {})
-        return whook.load_policies(sources, whook.START_BUDGET).policies
-    except whook.SetupError as error:
+        return whook.load_policies(sources, whook.START_TIME_LIMIT).policies
+    except whook.ConfigError as error:
         if isinstance(error.__cause__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
-        if error.__cause__:
+        if error.__cause__ and not isinstance(error.__cause__, whook.ConfigError):
             error.hint = _way_to(error.__cause__)
         raise
 
@@ -693,13 +721,13 @@ def judge(
     policies: Sequence[whook.Policy],
     options: argparse.Namespace,
 ) -> Outcome:
-    """Run the policies on one review; SetupError if it is none."""
+    """Run the policies on one review; ConfigError if it is none."""
     try:
         return run(review, policies)
-    except whook.Refusal as refusal:
+    except whook.HTTPError as refusal:
         where = f"{document.source}, line {document.line}"
         hint = "the file must hold what an API server sends"
-        raise whook.SetupError(f"{where}: {refusal.message}", hint) from None
+        raise whook.ConfigError(f"{where}: {refusal.message}", hint) from None
 
 
 def second_look(

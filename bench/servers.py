@@ -58,8 +58,8 @@ def interpreter() -> str:
 
 
 REPLICAS = """
-import ctypes, functools, os, signal, socket, sys, whook
-socket.create_server = functools.partial(socket.create_server, reuse_port=True)
+import ctypes, os, signal, sys, whook
+whook.Server.allow_reuse_port = True
 for _ in range(int(sys.argv.pop(1)) - 1):
     if not os.fork():
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # end with the first

@@ -422,7 +422,7 @@ class YamlTest(unittest.TestCase):
             (b"\xff", "f.yaml: "),
             (b"# nothing\n", "no object in f.yaml"),
         ):
-            with self.subTest(content), self.assertRaises(whook.SetupError) as caught:
+            with self.subTest(content), self.assertRaises(whook.ConfigError) as caught:
                 debug.reviews_of({"f.yaml": content})
             self.assertTrue(caught.exception.message.startswith(error), caught.exception.message)
 
@@ -680,6 +680,37 @@ class PageTest(unittest.TestCase):
 
 
 # ---------------------------------------------------------------------------- hold
+
+
+class TimeTest(unittest.TestCase):
+    """Policies have no time limit at the desk, so a breakpoint is never interrupted."""
+
+    def test_a_policy_may_take_longer_than_the_limit(self):
+        slow = "import time\n\ndef mutate(o, r):\n    time.sleep(1.3)\n    o['new'] = {}"
+        with Desk(policies={"slow": slow}) as desk:
+            status, answer = desk.post()
+            self.assertEqual((status, answer["response"]["allowed"]), (200, True))
+            self.assertIn("patch", answer["response"])
+
+    def test_ctrl_c_twice_ends_a_policy_without_an_end(self):
+        with tempfile.TemporaryDirectory() as folder:
+            begun, pod = Path(folder, "begun"), Path(folder, "pod.json")
+            pod.write_bytes(json.dumps(json.loads(POD)["request"]["object"]).encode())
+            loop = f"def mutate(o, r):\n    open({str(begun)!r}, 'w')\n    while True: pass"
+            with Desk(policies={"loop": loop}, command="try", files=[str(pod)]) as desk:
+                wait_for(begun.exists, "the policy to begin")
+
+                def interrupted() -> bool:
+                    desk.process.send_signal(signal.SIGINT)
+                    return desk.process.poll() is not None
+
+                wait_for(interrupted, "the end of the desk")
+                self.assertEqual(desk.process.returncode, 1)
+
+    def test_a_review_that_is_answered_before_the_end_is_recorded(self):
+        with Desk() as desk:
+            desk.post()
+        self.assertEqual(len(list(desk.record.glob("*.json"))), 1)
 
 
 class HoldTest(unittest.TestCase):

@@ -39,7 +39,7 @@ REVIEWS = {
 
 def setUpModule():
     """A busy machine is no policy's fault."""
-    patience = mock.patch.object(whook, "BUDGET", 30.0)
+    patience = mock.patch.object(whook, "TIME_LIMIT", 30.0)
     patience.start()
     unittest.addModuleCleanup(patience.stop)
 
@@ -672,7 +672,7 @@ class BrokenObjects(unittest.TestCase):
             for verb in ("mutate", "validate"):
                 try:
                     patch = whook.evaluate(request, [policy], verb).patch
-                except whook.PolicyFault as fault:
+                except whook.PolicyError as fault:
                     self.assertRegex(fault.message, NAMES_A_FIELD)
                     continue
                 for step in patch:
@@ -717,7 +717,7 @@ class BrokenObjects(unittest.TestCase):
             steps = [{"op": "add", "path": f"/request{k}", "value": v} for k, v in changes.items()]
             with (
                 self.subTest(policy=name, changes=changes),
-                self.assertRaises(whook.PolicyFault) as caught,
+                self.assertRaises(whook.PolicyError) as caught,
             ):
                 whook.evaluate(parse(jsonpatch.apply_patch(document, steps)), [BY_NAME[name]])
             self.assertTrue(caught.exception.message.endswith(f"ValueError: {expected}"))

@@ -40,7 +40,7 @@ class ParseReviewProperties(unittest.TestCase):
             body[place : place + data.draw(st.integers(0, 9))] = data.draw(st.binary(max_size=9))
         try:
             whook.evaluate(whook.parse_review(bytes(body)), ())
-        except whook.Refusal as refusal:
+        except whook.HTTPError as refusal:
             self.assertEqual(refusal.status, 400)
 
 
@@ -103,5 +103,5 @@ class FramingProperties(unittest.TestCase):
         try:
             head = whook.read_head(data)
             whook.body_length(head, 100)
-        except whook.Refusal as refusal:
+        except whook.HTTPError as refusal:
             self.assertIn(refusal.status, (400, 411, 413, 431))

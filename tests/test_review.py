@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -49,7 +50,7 @@ def parse(text: str) -> list:
 
 class Documents(unittest.TestCase):
     def refused(self, text: str) -> str:
-        with self.assertRaises(whook.SetupError) as caught:
+        with self.assertRaises(whook.ConfigError) as caught:
             parse(text)
         self.assertTrue(caught.exception.hint)
         return caught.exception.message
@@ -92,7 +93,10 @@ class Documents(unittest.TestCase):
         ("NULL", None), ("12:30", "12:30"), ("2026-01-01", "2026-01-01"), ("1.2.3", "1.2.3"),
         ("[~]", [None]), ("'5'", "5"), ("!!str 5", "5"), ("!!int '5'", 5), ("nope", "nope"),
         ("9223372036854775807", 2**63 - 1), ("10000000000000000000", 10**19), ("_1", "_1"),
-        ("100000000000000000000", 1e20),
+        ("-9223372036854775808", -(2**63)), ("-9223372036854775809", -9223372036854776000),
+        ("9223372036854775808", 9223372036854776000), ("1e20", 10**20), ("1e21", 1e21),
+        ("18446744073709551615", 18446744073709552000), ("100000000000000000001", 10**20),
+        ("1000000000000000000000", 1e21), ("0xFFFFFFFFFFFFFFFF", 18446744073709552000),
         ("1e-7", 1e-7), ("1e999", "1e999"), ("0x", "0x"), ("!x y", "y"), ("|\n  a\n  b", "a\nb"),
     ]  # fmt: skip
 
@@ -102,6 +106,25 @@ class Documents(unittest.TestCase):
                 found = parse(f"a: {text}")[0][0]["a"]
                 self.assertEqual((type(found), found), (type(value), value))
         self.assertEqual(parse("8080: a\ntrue: b\n1.5: c\n")[0][0].keys(), {"8080", "true", "1.5"})
+
+    def test_json_and_yaml_have_the_same_numbers(self):
+        number = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?(e-?\d+)?").fullmatch
+        numbers = [(text, value) for text, value in self.SCALARS if number(text)]
+        self.assertGreater(len(numbers), 15)
+        for text, value in numbers:
+            if type(value) is str:  # too large
+                continue
+            with self.subTest(text):
+                found = parse(f'{{"a": {text}}}')[0][0]["a"]
+                self.assertEqual((type(found), found), (type(value), value))
+
+    def test_a_number_that_is_too_large_is_a_text_in_yaml_and_refused_in_json(self):
+        for text in ("1e999", "9" * 400, "9" * 5000):
+            with self.subTest(len(text)):
+                self.assertEqual(parse(f"a: {text}")[0][0], {"a": text})
+                with self.assertRaises(whook.ConfigError) as caught:
+                    parse(f'{{"a": {text}}}')
+                self.assertIn("it holds a number that JSON has not", caught.exception.message)
 
     @unittest.skipUnless(KUBECTL, "KUBEBUILDER_ASSETS names no folder with kubectl")
     def test_kubectl_reads_it_so(self):
@@ -157,7 +180,7 @@ class Documents(unittest.TestCase):
         ]:  # fmt: skip
             with self.subTest(text[:40]):
                 self.assertEqual(self.refused(text), message)
-        with self.assertRaises(whook.SetupError) as caught:
+        with self.assertRaises(whook.ConfigError) as caught:
             parse("a:\n\t- b")
         self.assertTrue(
             caught.exception.hint.startswith("indent with spaces, never with a tab, and ")
@@ -229,7 +252,7 @@ class Documents(unittest.TestCase):
                 (folder / "below" / "none", f"can't read {folder}/below/none: No such file"),
                 (folder, f"can't read {folder}/g.yaml: it is not UTF-8"),
             ]:
-                with self.subTest(message), self.assertRaises(whook.SetupError) as caught:
+                with self.subTest(message), self.assertRaises(whook.ConfigError) as caught:
                     list(documents.read(str(source)))
                 self.assertTrue(caught.exception.message.startswith(message))
 
@@ -347,7 +370,7 @@ class Reading(unittest.TestCase):
             old.flush()
             (request,) = self.read(json.dumps(pod("a")), old=old.name)
             self.assertEqual((request["operation"], request["oldObject"]), ("UPDATE", before[1]))
-            with self.assertRaises(whook.SetupError) as caught:
+            with self.assertRaises(whook.ConfigError) as caught:
                 self.read("---\n" + json.dumps(pod("b")), old=old.name)
         self.assertRegex(
             caught.exception.message,
@@ -373,7 +396,7 @@ class Reading(unittest.TestCase):
             (whole, {"user": "jo"}, why),
             (whole, {"namespace": ""}, why),
         ]:  # fmt: skip
-            with self.subTest(message), self.assertRaises(whook.SetupError) as caught:
+            with self.subTest(message), self.assertRaises(whook.ConfigError) as caught:
                 self.read("\n\n" + json.dumps(value), **given)
             self.assertRegex(str(caught.exception), r"^/.*\.yaml, line 3: ")
             self.assertEqual(str(caught.exception).split(": ", 1)[1], message)
@@ -577,6 +600,27 @@ class CommandLine(unittest.TestCase):
         self.assertTrue(out.startswith("CREATE Pod shop2/tricky\n--- sent\n+++ answered\n"))
         self.assertIn('\n+      "team": "shop"\n', out)
 
+    def test_a_large_number_is_the_same_in_json_and_yaml_and_can_be_moved(self):
+        import yaml
+
+        thing = {"apiVersion": "example.com/v1", "kind": "Thing", "metadata": {"name": "a"}}
+        thing["spec"] = {"big": 10**20}
+        as_yaml = yaml.safe_dump(thing)
+        as_review = json.dumps(review.as_review(thing))
+        move = "def mutate(o, r): o['spec']['list'] = [o['spec']['big']]"
+        patch = [{"op": "add", "path": "/spec/list", "value": [10**20]}]
+        for text in (
+            json.dumps(thing),
+            as_yaml,
+            as_yaml.replace(str(10**20), "1e20"),
+            as_review,
+            as_review.replace(str(10**20), "1e20"),
+        ):
+            with self.subTest(text):
+                status, out, err = self.review("-o", "patch", body=text.encode(), move=move)
+                self.assertEqual((status, json.loads(out), err), (0, patch, ""))
+                self.assertNotIn("e+20", out)
+
     def test_a_denial(self):
         status, out, _ = self.review(denies=DENIES)
         self.assertEqual(status, 1)
@@ -710,7 +754,6 @@ class CommandLine(unittest.TestCase):
 
     def test_a_policy_that_does_not_load(self):
         policy = self.folder / "policies" / "b.py"
-        policy.with_suffix(".json").write_text('{"LIMIT": 5}')
         for source, message, hint in [
             ("from objects import nothing", "line 1: ImportError: cannot import name 'nothing'",
              "mend it there"),
@@ -722,6 +765,8 @@ class CommandLine(unittest.TestCase):
              "as in the policy's source"),
         ]:  # fmt: skip
             with self.subTest(source):
+                if "LIMIT" in source:
+                    policy.with_suffix(".json").write_text('{"LIMIT": 5}')
                 status, _, err = self.review(b=source)
                 self.assertEqual(status, 1)
                 self.assertIn(message, err.splitlines()[0])

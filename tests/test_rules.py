@@ -155,7 +155,7 @@ class RuleLine(unittest.TestCase):
             ("  Rule : CREATE of pods.\n  ^", "`Rule :` is written `Rule:`", example),
         ]:  # fmt: skip
             line, caret = text.split("\n")
-            with self.subTest(line), self.assertRaises(whook.SetupError) as caught:
+            with self.subTest(line), self.assertRaises(whook.ConfigError) as caught:
                 rule(line)
             self.assertEqual(str(caught.exception), f"p.py, line 3: {message}\n  {line}\n  {caret}")
             self.assertEqual(caught.exception.hint, hint)
@@ -166,7 +166,7 @@ class RuleLine(unittest.TestCase):
             ("Rule: CREATE of pods.\nMore.\nRule: CREATE of pods.", 5),
             ("Rule: CREATE of pods\nA label that is there stays.", 4),
         ]:
-            with self.subTest(text), self.assertRaises(whook.SetupError) as caught:
+            with self.subTest(text), self.assertRaises(whook.ConfigError) as caught:
                 rule(text)
             self.assertIn(f"p.py, line {line}: ", str(caught.exception))
 
@@ -177,7 +177,7 @@ class RuleLine(unittest.TestCase):
             ("1", "p.py has no docstring, so no rule line"),
             ('"""Does it. The Rule: CREATE of pods."""', "p.py has no rule line in its docstring"),
         ]:
-            with self.subTest(source), self.assertRaises(whook.SetupError) as caught:
+            with self.subTest(source), self.assertRaises(whook.ConfigError) as caught:
                 rules.rule_of("p.py", source.encode())
             self.assertEqual(str(caught.exception), message)
 
@@ -195,7 +195,7 @@ class RuleLine(unittest.TestCase):
 
     @given(st.lists(WORD).map("".join))
     def test_anything_is_a_rule_or_a_fault(self, text):
-        with contextlib.suppress(whook.SetupError):
+        with contextlib.suppress(whook.ConfigError):
             self.assertTrue(rules.rule_of("p.py", f'"""Rule: {text}"""'.encode()))
 
     def test_all_that_whook_ships(self):
@@ -580,7 +580,7 @@ class Check(unittest.TestCase):
             ({"namespaceSelector": {"matchExpressions": [{"operator": "Is"}]}},
              "a selector's operator is 'Is'"),
         ]:  # fmt: skip
-            with self.subTest(message), self.assertRaises(whook.SetupError) as caught:
+            with self.subTest(message), self.assertRaises(whook.ConfigError) as caught:
                 read(configuration(entry))
             self.assertTrue(str(caught.exception).endswith(where + message), caught.exception)
 
@@ -594,14 +594,14 @@ class Check(unittest.TestCase):
 
     @given(st.sampled_from(PLACES), st.integers(0), ANY)
     def test_anything_is_read_or_refused(self, place, choice, value):
-        """Whatever stands in a field: a SetupError, or findings and lines."""
+        """Whatever stands in a field: a ConfigError, or findings and lines."""
         document = json.loads(configuration(a_rule("pods")))
         target = document
         for key in place:
             target = target[key]
         keys = sorted(target)
         target[keys[choice % len(keys)]] = value
-        with contextlib.suppress(whook.SetupError):
+        with contextlib.suppress(whook.ConfigError):
             found, namespaces = read(json.dumps(document))
             rules.check(found, policies(a=f"{self.PODS}|{VALIDATE}"), namespaces)
             webhooks.asked(found, json.loads(REVIEWS["create-pod"]), namespaces)

@@ -284,7 +284,7 @@ class Reading(unittest.TestCase):
     def fault(self, name: str, text: str) -> str:
         file = self.folder / name
         file.write_text(text)
-        with self.assertRaises(whook.SetupError) as caught:
+        with self.assertRaises(whook.ConfigError) as caught:
             schema.load([str(file)])
         self.assertNotIn("\n", caught.exception.message)
         self.assertNotEqual(caught.exception.hint, "")
@@ -313,15 +313,15 @@ class Reading(unittest.TestCase):
         self.assertRegex(self.fault("schema.yaml", "a: ["), "^FILE, line [12]: not YAML: ")
 
     def test_files_and_folders(self) -> None:
-        with self.assertRaises(whook.SetupError) as caught:
+        with self.assertRaises(whook.ConfigError) as caught:
             schema.load([str(self.folder)])
         self.assertEqual(str(caught.exception), f"{self.folder} holds nothing")
-        with self.assertRaises(whook.SetupError) as caught:
+        with self.assertRaises(whook.ConfigError) as caught:
             schema.load(["/nowhere.json"])
         self.assertIn("can't read /nowhere.json: ", str(caught.exception))
         shutil.copy(SCHEMAS / "core.json", self.folder)
         (self.folder / "b.yaml").write_text("a: b")
-        with self.assertRaises(whook.SetupError) as caught:
+        with self.assertRaises(whook.ConfigError) as caught:
             schema.load([str(self.folder)])
         self.assertEqual(str(caught.exception), f"{self.folder}/b.yaml holds no schema")
 

@@ -99,7 +99,7 @@ class Case(NamedTuple):
 
 def read(paths: Iterable[str], named: Iterable[str] = (), wanting: bool = False) -> Iterator[Case]:
     """The cases in files and folders; `named` are files and folders with policies to be found by
-    name, `wanting` allows cases that have no expectation yet. SetupError names file and line."""
+    name, `wanting` allows cases that have no expectation yet. ConfigError names file and line."""
     beside = {Path(p).stem: p for p in whook.read_sources(named) if p.endswith(".py")}
     for path in paths:
         folder = not path or os.path.isdir(path)
@@ -127,7 +127,7 @@ def _text(file: Path) -> str:
     try:
         return file.read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise whook.SetupError(f"can't read {file}: {error}", "name files or folders") from None
+        raise whook.ConfigError(f"can't read {file}: {error}", "name files or folders") from None
 
 
 def _is_object(value: Json) -> bool:
@@ -145,13 +145,13 @@ class _Reader:
             del self.given["expect"]
         self.beside, self.wanting = beside, wanting
 
-    def fault(self, message: str, hint: str = FORM, key: str = "") -> whook.SetupError:
+    def fault(self, message: str, hint: str = FORM, key: str = "") -> whook.ConfigError:
         """For the line of a key, as far as that can be told, or of the case."""
         first, *rest = _text(self.file).splitlines()[self.line - 1 :]
         mine = [first, *itertools.takewhile(lambda line: not line.startswith("---"), rest)]
         start = re.compile(rf"[\s\"'{{]*{re.escape(key)}[\"']?\s*:").match
         line = self.line + next((i for i, line in enumerate(mine) if key and start(line)), 0)
-        return whook.SetupError(f"{self.file}, line {line}: {message}", hint)
+        return whook.ConfigError(f"{self.file}, line {line}: {message}", hint)
 
     def case(self, number: int) -> Case:
         given = self.given
@@ -161,7 +161,7 @@ class _Reader:
         request = self.request()
         try:
             parsed = whook.parse_review(json.dumps(request).encode())
-        except whook.Refusal as refusal:
+        except whook.HTTPError as refusal:
             raise self.fault(f"the review can't be read: {refusal.message}") from None
         name = f"{parsed.namespace}/{parsed.name}" if parsed.namespace else parsed.name
         return Case(
@@ -396,7 +396,7 @@ class Result(NamedTuple):
 
 
 def load(case: Case) -> tuple[whook.Policy, ...]:
-    """The policies that a case is about; SetupError if they do not load."""
+    """The policies that a case is about; ConfigError if they do not load."""
     parameters = {}
     if case.parameters:
         name = whook.parameters_of(case.policies[0])
@@ -409,8 +409,8 @@ def run(case: Case, policies: Sequence[whook.Policy]) -> review.Outcome:
         request = whook.parse_review(json.dumps(case.review).encode())
         outcome = review.Outcome(request, request.object, request.object, [], {}, None, [])
         try:
-            outcome.responses["warn"] = whook.evaluate(request, policies, "warn")
-        except whook.Refusal as fault:
+            outcome.responses["warn"] = review.evaluate(request, policies, "warn")
+        except whook.HTTPError as fault:
             outcome.fault = fault
         return outcome
     if case.verb == "mutate":
@@ -557,13 +557,13 @@ def new(argv: Sequence[str] | None = None) -> int:
     path = Path(parser.parse_args(argv).name.removesuffix(".py"))
     if not re.fullmatch("[A-Za-z0-9-][A-Za-z0-9._-]{0,199}", path.name):
         hint = "use letters, digits, '-', '_' and '.', and neither '.' nor '_' first"
-        raise whook.SetupError(f"whook would load no policy {path.name!r}", hint)
+        raise whook.ConfigError(f"whook would load no policy {path.name!r}", hint)
     folder = path.parent if path.name != str(path) else Path("policies")
     files = {folder / f"{path.name}.py": POLICY, folder / "cases" / f"{path.name}.yaml": FIRST}
     try:
         for file in files:
             if file.exists():
-                raise whook.SetupError(f"{file} is there already", "choose another name")
+                raise whook.ConfigError(f"{file} is there already", "choose another name")
         for file, text in files.items():
             file.parent.mkdir(parents=True, exist_ok=True)
             with open(file, "x", encoding="utf-8") as target:
@@ -571,7 +571,7 @@ def new(argv: Sequence[str] | None = None) -> int:
             print(file)
     except OSError as error:
         hint = "name a folder that you may write to: FOLDER/NAME"
-        raise whook.SetupError(f"can't write {error.filename}: {error.strerror}", hint) from None
+        raise whook.ConfigError(f"can't write {error.filename}: {error.strerror}", hint) from None
     print(f"the case fails as yet: python review.py test {list(files)[1]}")
     return 0
 
@@ -670,7 +670,7 @@ def _test(options: argparse.Namespace) -> int:
     if not results:
         hint = "a case is a YAML file in a folder named `cases`, or is named here"
         where = " ".join(options.path) or "the folders named `cases` below this one"
-        raise whook.SetupError(f"there is no case in {where}", hint)
+        raise whook.ConfigError(f"there is no case in {where}", hint)
     if options.accept:
         write(results)
     uncovered = None if cover is None else uncovered_by(cover, cases, options.path)

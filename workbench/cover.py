@@ -26,7 +26,8 @@ class Cover:
 
     @contextlib.contextmanager
     def watch(self, paths: Iterable[str]) -> Iterator[None]:
-        """whook stops no policy while somebody traces: enter this only for what is known to end."""
+        """Note the arcs. review.TimeLimit interrupts no policy that is being traced: enter this
+        only for policies that are known to end."""
         for path in paths:
             self.arcs.setdefault(path, set())
         before = sys.gettrace()

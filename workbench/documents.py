@@ -2,17 +2,20 @@
 
 A source is a file, a folder or standard input. It is read in pieces, and an object is handed on
 before the next one is read: of a List in JSON, too, only one item is held at a time. Every error
-is a whook.SetupError that names source and line.
+is a whook.ConfigError that names source and line.
 
 YAML is what go-yaml v2, which kubectl uses, makes of it: `on` is true and 0644 is 420, but 12:30
 and 2026-01-01 stay texts. What it lets pass and an API server refuses is an error here: a key that
 stands there twice. YAML needs PyYAML, of which only the parser is used, never its constructors.
+A number is the same in YAML and JSON: the number that an API server sends for it.
 """
 
 from __future__ import annotations
 
+import decimal
 import io
 import json
+import marshal
 import math
 import re
 from collections.abc import Iterator
@@ -43,7 +46,7 @@ Fields = Iterator[tuple[str, Any]]  # of one object; a list in `items` is an ite
 
 def read(source: str) -> Iterator[Document]:
     """The objects in a file, in the files of a folder (not in folders below it, as kubectl does),
-    or in standard input ("-"), in their order; SetupError if there is none."""
+    or in standard input ("-"), in their order; ConfigError if there is none."""
     found, name = False, "standard input" if source == "-" else source
     try:
         for path in _files(source):
@@ -53,13 +56,13 @@ def read(source: str) -> Iterator[Document]:
                     found = True
                     yield document
     except OSError as error:
-        raise whook.SetupError(f"can't read {name}: {error.strerror}", HINT) from None
+        raise whook.ConfigError(f"can't read {name}: {error.strerror}", HINT) from None
     except UnicodeDecodeError:
-        raise whook.SetupError(f"can't read {name}: it is not UTF-8", HINT) from None
+        raise whook.ConfigError(f"can't read {name}: it is not UTF-8", HINT) from None
     if not found:
         a_folder = Path(source).is_dir()
         name = source if a_folder else name
-        raise whook.SetupError(f"{name} holds nothing", FOLDER_HINT if a_folder else HINT)
+        raise whook.ConfigError(f"{name} holds nothing", FOLDER_HINT if a_folder else HINT)
 
 
 def parse(text: str, source: str) -> Iterator[Document]:
@@ -179,11 +182,14 @@ class _Json:
         self.text, self.at, self.line = start, 0, 1
         self.stream, self.source = stream, source
         self.decoder = json.JSONDecoder(
-            object_pairs_hook=self.unique, parse_constant=lambda _: math.nan
+            object_pairs_hook=self.unique,
+            parse_constant=lambda _: math.nan,
+            parse_int=number,
+            parse_float=number,
         )
 
     def wrong(self, what: str, hint: str, line: int = 0) -> NoReturn:
-        raise whook.SetupError(f"{self.source}, line {line or self.line}: {what}", hint)
+        raise whook.ConfigError(f"{self.source}, line {line or self.line}: {what}", hint)
 
     def documents(self) -> Iterator[tuple[int, Fields]]:
         while char := self.peek():
@@ -282,7 +288,7 @@ class _Yaml:
         try:
             import yaml
         except ImportError:
-            raise whook.SetupError(
+            raise whook.ConfigError(
                 f"{source} is YAML, and PyYAML is not there to read it",
                 "python -m pip install PyYAML; or give JSON, as yq -o=json makes it",
             ) from None
@@ -297,7 +303,7 @@ class _Yaml:
         return start or self.stream.read(size)
 
     def wrong(self, what: str, hint: str, line: int) -> NoReturn:
-        raise whook.SetupError(f"{self.source}, line {line}: {what}", hint)
+        raise whook.ConfigError(f"{self.source}, line {line}: {what}", hint)
 
     def parsed(self) -> Iterator[Any]:
         loader = getattr(self.yaml, "CSafeLoader", self.yaml.SafeLoader)  # ten times as fast
@@ -309,7 +315,7 @@ class _Yaml:
             self.wrong(f"not YAML: {what}", hint, line)
         except self.yaml.YAMLError:
             what = f"can't read {self.source}: it holds a control character"
-            raise whook.SetupError(what, HINT) from None
+            raise whook.ConfigError(what, HINT) from None
 
     def documents(self) -> Iterator[tuple[int, Fields]]:
         for event in self.events:
@@ -362,7 +368,7 @@ class _Yaml:
 
     def frozen(self, value: Any, line: int) -> bytes:
         try:
-            return whook.freeze(value)
+            return marshal.dumps(value, 2)
         except ValueError:
             return self.wrong(f"it is nested more than {LEVELS} levels deep", HINT, line)
 
@@ -376,7 +382,7 @@ class _Yaml:
         if self.copied > MAX_COPIED:
             what = f"the aliases up to here unfold into more than {MAX_COPIED} bytes"
             self.wrong(what, "no API server takes as much; write out what is needed", line)
-        return whook.thaw(frozen)
+        return marshal.loads(frozen)  # noqa: S302 - frozen() made it
 
     def merge(self, value: Any, line: int) -> dict[str, Any]:
         """The fields for `<<: value`; of several objects the first counts. They replace those above
@@ -436,15 +442,28 @@ def plain(text: str) -> Any:
     if text[0] not in "+-.0123456789":
         return text
     digits = text.replace("_", "")
-    if whole := _WHOLE.fullmatch(digits):
+    if whole := _WHOLE.fullmatch(digits):  # go-yaml keeps 64 bits, and JSON makes it decimal
         sign, *groups = whole.groups()
         forms = zip(groups, (16, 2, 8, 10), strict=True)
-        value = next(int(sign + form, base) for form, base in forms if form)
-        if -(2**63) <= value < 2**64:  # else it becomes a real number
-            return value
+        form, base = next(each for each in forms if each[0])
+        if base != 10 and -(2**63) <= (value := int(sign + form, base)) < 2**64:
+            return number(str(value))
     if not _REAL.fullmatch(digits):
         return text
-    real = float(digits)
-    if not math.isfinite(real):
-        return text
-    return int(real) if real.is_integer() and abs(real) < 2**63 else real
+    real = number(digits)
+    return real if math.isfinite(real) else text
+
+
+def number(text: str) -> int | float:
+    """Return the number that an API server makes of a decimal number, and sends to webhooks.
+
+    An integer has 64 bits. A larger one becomes a 64-bit real number, of which the digits that are
+    not significant become zeros. A whole real number below 1e21 is sent as an integer. A number
+    that is too large for a real number is infinite."""
+    if len(text) < 21 and _INTEGER.fullmatch(text) and -(2**63) <= int(text) < 2**63:
+        return int(text)
+    real = float(text)
+    return int(decimal.Decimal(repr(real))) if real.is_integer() and abs(real) < 1e21 else real
+
+
+_INTEGER = re.compile("[-+]?[0-9]+")

@@ -20,6 +20,7 @@ import contextlib
 import functools
 import itertools
 import json
+import marshal
 import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -79,7 +80,7 @@ class Answer(NamedTuple):
 
     @property
     def why(self) -> str:
-        return f"({whook.cut(self.message)})"
+        return f"({whook.truncate(self.message)})"
 
 
 def _about(reviewed: Fields, **fields: Any) -> Fields:
@@ -94,7 +95,7 @@ def _parsed(reviewed: Fields) -> whook.Request:
 def _ask(reviewed: Fields, *policies: whook.Policy, verb: whook.Verb = "validate") -> Answer:
     try:
         response = review.evaluate(_parsed(reviewed), policies, verb)
-    except whook.Refusal as fault:
+    except whook.HTTPError as fault:
         return Answer("fails on", fault.message)
     if response.allowed:
         return Answer("allows", "", json.dumps(response.patch))
@@ -112,7 +113,7 @@ def _source(policy: whook.Policy) -> bytes:
 def _rule(policy: whook.Policy) -> list[rules.Ask] | None:
     try:
         return rules.rule_of(policy.path, _source(policy))
-    except whook.SetupError:
+    except whook.ConfigError:
         return None
 
 
@@ -252,7 +253,7 @@ def _slow(mutated: Fields, policy: whook.Policy, outcome: review.Outcome) -> Ite
 
 
 def _spent(request: whook.Request, policy: whook.Policy, verb: whook.Verb) -> float:
-    with contextlib.suppress(whook.Refusal):
+    with contextlib.suppress(whook.HTTPError):
         review.evaluate(request, [policy], verb)
     return request.response.spent.get(policy.name, 0)
 
@@ -280,8 +281,8 @@ def _grows(crowds: list[whook.Request], policy: whook.Policy) -> Iterator[str]:
         if many > GROWTH * few:
             yield (
                 f"runs {many} lines of Python to {verb} {MANY} containers, and {few} for {FEW}:"
-                f" a large object takes more than {whook.BUDGET:.0f} s, and then nobody can change"
-                " it"
+                f" a large object takes more than {whook.TIME_LIMIT:.0f} s, and then nobody can"
+                " change it"
             )
 
 
@@ -296,11 +297,13 @@ def _lines(request: whook.Request, policy: whook.Policy, verb: whook.Verb) -> in
         return line
 
     def call(frame: types.FrameType, event: str, argument: object) -> Any:
-        return None if frame.f_code.co_filename in own else line
+        file, caller = frame.f_code.co_filename, frame.f_back
+        by_policy = file == policy.path or (caller and caller.f_trace)
+        return line if by_policy and file not in own else None
 
     try:
         sys.settrace(call)
-        with contextlib.suppress(whook.Refusal):
+        with contextlib.suppress(whook.HTTPError):
             review.evaluate(request, [policy], verb)
     finally:
         sys.settrace(before)
@@ -316,12 +319,12 @@ def _edits(mutated: Fields, policy: whook.Policy) -> Iterator[str]:
     def watched(obj: Any, request: whook.Request) -> object:
         nonlocal edited
         assert validate  # noqa: S101
-        before = whook.freeze(obj)
+        before = marshal.dumps(obj, 2)
         try:
             return validate(obj, request)
         finally:
             try:
-                edited = whook.freeze(obj) != before
+                edited = marshal.dumps(obj, 2) != before
             except ValueError:  # it put in what is no JSON
                 edited = True
 
@@ -508,7 +511,7 @@ def _needed() -> Iterator[tuple[str, Fields]]:
 
 @functools.cache
 def _manifests(folder: str) -> list[Fields]:
-    with contextlib.suppress(whook.SetupError):  # somebody took review.py alone, or has no PyYAML
+    with contextlib.suppress(whook.ConfigError):  # somebody took review.py alone, or has no PyYAML
         return [document.value for document in documents.read(folder)]
     return []
 

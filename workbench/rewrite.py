@@ -17,7 +17,7 @@ Edit = tuple[int, int, str]  # from, to, and what stands there instead
 
 def set_key(text: str, source: str, key: str, values: Mapping[int, Any]) -> str:
     """The text with a top-level key set in some of its documents, by their number from 0: only
-    where the value differs if that can be done, else all of it. SetupError if neither comes out
+    where the value differs if that can be done, else all of it. ConfigError if neither comes out
     right."""
     before = [document.value for document in documents.parse(text, source)]
     nodes = _nodes(text, source)
@@ -35,7 +35,7 @@ def set_key(text: str, source: str, key: str, values: Mapping[int, Any]) -> str:
         if not wrong and len(found) == len(wanted):
             return new
         ways |= {number: _whole for number in wrong if number in values}
-    raise whook.SetupError(f"{source} can't be rewritten", f"edit its `{key}` by hand")
+    raise whook.ConfigError(f"{source} can't be rewritten", f"edit its `{key}` by hand")
 
 
 def _nodes(text: str, source: str) -> list[Any]:
@@ -44,7 +44,7 @@ def _nodes(text: str, source: str) -> list[Any]:
         import yaml
     except ImportError:
         hint = "python -m pip install PyYAML"
-        raise whook.SetupError(f"PyYAML is not there to rewrite {source}", hint) from None
+        raise whook.ConfigError(f"PyYAML is not there to rewrite {source}", hint) from None
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     return [node for node in yaml.compose_all(text, Loader=loader) if node.value]
 
@@ -52,7 +52,7 @@ def _nodes(text: str, source: str) -> list[Any]:
 def _read(text: str, source: str) -> list[str]:
     try:
         return [_canonical(document.value) for document in documents.parse(text, source)]
-    except whook.SetupError:
+    except whook.ConfigError:
         return []
 
 
@@ -86,7 +86,7 @@ def _pair(text: str, name: Any, value: Any, old: Any, new: Any, flow: bool) -> I
     """Edits for one key with its value."""
     if _alike(old, new):
         yield from _edits(text, value, old, new)
-    elif whook.freeze(old) != whook.freeze(new):
+    elif not whook.same_json(old, new):
         new = _flow({name.value: new})[1:-1] if flow else _block({name.value: new}, name)
         yield name.start_mark.index, _end(text, value), new
 
@@ -115,7 +115,7 @@ def _items(text: str, node: Any, old: list[Any], new: list[Any]) -> Iterator[Edi
     for item, was, now in zip(node.value, old, new, strict=False):
         if _alike(was, now):
             yield from _edits(text, item, was, now)
-        elif whook.freeze(was) != whook.freeze(now):
+        elif not whook.same_json(was, now):
             changed = _flow(now) if node.flow_style else _block(now, item)
             yield item.start_mark.index, _end(text, item), changed
     for item in node.value[len(new) :]:

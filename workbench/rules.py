@@ -84,13 +84,13 @@ class Docstring(NamedTuple):
     line: int
     text: str
 
-    def fault(self, at: int, message: str, hint: str) -> whook.SetupError:
+    def fault(self, at: int, message: str, hint: str) -> whook.ConfigError:
         """An error that shows where it is."""
         start = self.text.rfind("\n", 0, at) + 1
         line = self.line + self.text.count("\n", 0, at)
         shown = self.text[start:].partition("\n")[0].replace("\t", " ")
         caret = " " * (at - start) + "^"
-        return whook.SetupError(f"{self.path}, line {line}: {message}\n  {shown}\n  {caret}", hint)
+        return whook.ConfigError(f"{self.path}, line {line}: {message}\n  {shown}\n  {caret}", hint)
 
 
 class Word(NamedTuple):
@@ -102,17 +102,17 @@ EXAMPLE = "as in `Rule: CREATE, UPDATE of pods, pods/ephemeralcontainers; apps/d
 
 
 def rule_of(path: str, source: bytes) -> list[Ask]:
-    """What a policy's rule line asks for; SetupError shows the fault in it, or says there is none.
+    """What a policy's rule line asks for; ConfigError shows the fault in it, or says there is none.
     The source is one that loads."""
     body = ast.parse(source).body
     first = body[0] if body else None
     value = first.value if isinstance(first, ast.Expr) else None
     if not isinstance(value, ast.Constant) or not isinstance(value.value, str):
-        raise whook.SetupError(f"{path} has no docstring, so no rule line", EXAMPLE)
+        raise whook.ConfigError(f"{path} has no docstring, so no rule line", EXAMPLE)
     docstring = Docstring(path, value.lineno, value.value)
     found = list(re.finditer(r"(?im)^[ \t]*(rules?[ \t]*:)", docstring.text))
     if not found:
-        raise whook.SetupError(f"{path} has no rule line in its docstring", EXAMPLE)
+        raise whook.ConfigError(f"{path} has no rule line in its docstring", EXAMPLE)
     for match in found:
         if match[1] != "Rule:":
             raise docstring.fault(match.start(1), f"`{match[1]}` is written `Rule:`", EXAMPLE)
@@ -150,7 +150,7 @@ def _parse(docstring: Docstring, start: int) -> list[Ask]:
     return list(asks)
 
 
-def _impossible(docstring: Docstring, word: Word, operations: Sequence[str]) -> whook.SetupError:
+def _impossible(docstring: Docstring, word: Word, operations: Sequence[str]) -> whook.ConfigError:
     only = SUB_RESOURCES.get(word.text.rpartition("/")[2])
     hint = f"it comes by {only}" if only else "nobody is asked about what is only read"
     if only is None:
@@ -279,10 +279,10 @@ class Wanted(NamedTuple):
 
 
 def load(paths: Sequence[str]) -> list[Wanted]:
-    """The policies behind the paths, each with its rule; SetupError if one does not load, or its
+    """The policies behind the paths, each with its rule; ConfigError if one does not load, or its
     rule line has a fault."""
     sources = whook.read_sources(paths)
-    policies = whook.load_policies(sources, whook.START_BUDGET).policies
+    policies = whook.load_policies(sources, whook.START_TIME_LIMIT).policies
     return [Wanted(p, rule_of(p.path, sources[p.path]), sources[p.path]) for p in policies]
 
 
@@ -507,11 +507,11 @@ def _without_exit(webhook: Webhook) -> Iterator[str]:
 
 
 def _settings(webhook: Webhook, verb: str) -> Iterator[str]:
-    timeout = webhook.fields.get("timeoutSeconds", whook.DEFAULT_TIMEOUT)
-    least = int(whook.BUDGET) + 1
+    timeout = webhook.fields.get("timeoutSeconds", whook.DEFAULT_REVIEW_TIMEOUT)
+    least = int(whook.TIME_LIMIT) + 1
     if isinstance(timeout, int) and timeout < least:
         yield (
-            f"timeoutSeconds is {timeout}, but the policies alone may take {whook.BUDGET:g} s"
+            f"timeoutSeconds is {timeout}, but the policies alone may take {whook.TIME_LIMIT:g} s"
             f" together; {least} or more"
         )
     if verb == "mutate" and webhook.configuration.startswith(KINDS["validate"]):
@@ -532,7 +532,7 @@ usage."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """`review.py rules`; returns the exit status. SetupError is for the caller to show."""
+    """`review.py rules`; returns the exit status. ConfigError is for the caller to show."""
     options = _parse_arguments(argv)
     wanted = load(options.policy)
     if options.check:

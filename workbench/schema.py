@@ -44,8 +44,8 @@ HINT = "give what `kubectl get --raw /openapi/v3/apis/apps/v1` prints, or a CRD'
 
 
 def load(paths: Sequence[str]) -> Schemas:
-    """The schemas in these files, and in the JSON and YAML files of these folders; whook.SetupError
-    names the file that holds none."""
+    """Return the schemas in these files, and in the JSON and YAML files of these folders. Raises
+    whook.ConfigError that names a file that holds none."""
     schemas = Schemas()
     for path in paths:
         taken: dict[str, int] = {}
@@ -53,7 +53,7 @@ def load(paths: Sequence[str]) -> Schemas:
             taken[document.source] = taken.get(document.source, 0) + schemas.take(document)
         for source, count in taken.items():
             if not count:
-                raise whook.SetupError(f"{source} holds no schema", HINT)
+                raise whook.ConfigError(f"{source} holds no schema", HINT)
     return schemas
 
 
@@ -98,7 +98,7 @@ def _check(schema: Any, place: str) -> None:
 
 
 def _show(value: Any) -> str:
-    return whook.cut(json.dumps(value, ensure_ascii=False, default=str), 60)
+    return whook.truncate(json.dumps(value, ensure_ascii=False, default=str), 60)
 
 
 # ---------------------------------------------------------------------------- judging
@@ -113,7 +113,7 @@ class Schemas:
         self.types: dict[tuple[Any, Any], tuple[Schema, bool]] = {}
 
     def take(self, document: documents.Document) -> int:
-        """How many schemas were in the document; whook.SetupError if one is none."""
+        """How many schemas were in the document; whook.ConfigError if one is none."""
         fields, found = document.value, 0
         try:
             if "components" in fields:
@@ -122,7 +122,7 @@ class Schemas:
                 found = self._crd(fields["spec"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             reason = f"{error} is missing" if type(error) is KeyError else str(error)
-            raise whook.SetupError(
+            raise whook.ConfigError(
                 f"{document.source}, line {document.line}: no good schema: {reason}", HINT
             ) from None
         return found
@@ -180,7 +180,7 @@ class Judge:
         self.found: list[str] = []
 
     def value(self, schema: Schema, old: Any, new: Any, path: str) -> None:
-        if old is not None and whook.freeze(old) == whook.freeze(new):
+        if old is not None and whook.same_json(old, new):
             return
         schema = self.resolved(schema)
         kinds = _kinds(schema)

@@ -297,7 +297,7 @@ def _selector(fields: dict[str, Any], where: str) -> list[Requirement]:
         key, operator = (_take(each, k, str, "", where) for k in ("key", "operator"))
         if operator not in ("In", "NotIn", "Exists", "DoesNotExist"):
             hint = "there are In, NotIn, Exists and DoesNotExist"
-            raise whook.SetupError(f"{where}: a selector's operator is {operator!r}", hint)
+            raise whook.ConfigError(f"{where}: a selector's operator is {operator!r}", hint)
         found.append(Requirement(key, operator, tuple(_list_of(each, "values", str, where))))
     return found
 
@@ -308,7 +308,7 @@ def _take(fields: dict[str, Any], key: str, kind: type[Value], default: Value, w
         return default
     if not isinstance(value, kind):
         hint = "`kubectl explain validatingwebhookconfiguration.webhooks` names each type"
-        raise whook.SetupError(f"{where}: {key} must be {_TYPES[kind]}", hint)
+        raise whook.ConfigError(f"{where}: {key} must be {_TYPES[kind]}", hint)
     return value
 
 
@@ -345,9 +345,9 @@ def show_asked(
     for document, review in reviews:
         try:
             request = whook.parse_review(json.dumps(review).encode())
-        except whook.Refusal as refusal:
+        except whook.HTTPError as refusal:
             where = f"{document.source}, line {document.line}"
-            raise whook.SetupError(f"{where}: {refusal.message}", documents.HINT) from None
+            raise whook.ConfigError(f"{where}: {refusal.message}", documents.HINT) from None
         space, case = request.namespace, _case(request)
         known = namespaces | ({space: {**namespaces.get(space, {}), **given}} if given else {})
         status |= all(stops(webhook, request, known)[0] for webhook in webhooks)
@@ -361,7 +361,7 @@ def _pair(label: str) -> tuple[str, str]:
     key, equals, value = label.partition("=")
     if not key or not equals:
         hint = "as in --namespace-label whook=enabled"
-        raise whook.SetupError(f"{label!r} is no label", hint)
+        raise whook.ConfigError(f"{label!r} is no label", hint)
     return key, value
 
 
