@@ -33,6 +33,7 @@ import bisect
 import collections
 import contextlib
 import difflib
+import errno
 import faulthandler
 import functools
 import gc
@@ -78,7 +79,8 @@ MAX_BUFFERED_BODIES = 8  # bodies of full size that may be in memory at a time, 
 MAX_CONNECTIONS = 1000  # on the admission port
 MAX_HEALTH_CONNECTIONS = 64  # the kubelet and Prometheus use a few
 BACKLOG = 1024  # connections that the kernel keeps for accept()
-STEP = 16 * 1024  # ciphertext that one step reads: 600 TLS KeyUpdate records take OpenSSL 5 ms
+STEP = 8 * 1024  # ciphertext that one step reads: 300 TLS KeyUpdate records take OpenSSL 5 ms
+RECORD = 16 * 1024  # the most that a TLS record holds
 ACCEPTS_PER_TURN = 32
 HANDSHAKES_PER_TURN = 16  # a handshake takes about 1 ms of processor time
 STEP_SLICE = 0.02  # steps of connections, after which requests are evaluated
@@ -86,7 +88,7 @@ HEALTH_SLICE = 0.005  # answers on the health port, per turn
 WORK_SLICE = 0.01  # evaluation, after which the loop looks at its sockets again
 LARGE_WAIT = 1.0  # how long smaller bodies may be evaluated before the next large one
 TICK = 0.5  # interval at which timeouts and files are checked
-# The states of a connection and how long it may stay in each. The order is the order of eviction.
+# The states of a connection, and how long it may stay in each.
 TIMEOUTS = {
     "lingering": 2.0,
     "handshake": 10.0,
@@ -103,7 +105,7 @@ DEFAULT_REVIEW_TIMEOUT = 10.0  # of a review without ?timeout=, as in admissionr
 TIME_LIMIT = 1.0  # all work for one review; also loading policies after a change
 START_TIME_LIMIT = 10.0  # loading policies at the start
 ALARM_INTERVAL = 0.05  # between two attempts to interrupt a policy
-EXIT_DELAY = 2.0  # after a time limit, when code that swallows the interruption ends the process
+MAX_ALARMS = 40  # interruptions that code may swallow, in two seconds; then the process exits
 WATCHDOG = 8.0  # of processor time in one turn of the loop; then the process ends
 SETTLE_TIME = 5.0  # while draining without connections: wait for clients that still arrive
 GRACE_PERIOD = 95.0  # longer than those 90 s, so that no connection is closed while it is in use
@@ -122,13 +124,15 @@ class Log:
     """Writes one line per event to standard error, as text or JSON.
 
     A line holds names, numbers and messages, never an object: an object may be a Secret. Values
-    are truncated and escaped, so that input can neither forge a line nor make it long. A line is
+    are truncated and escaped, so that input can neither forge a line nor make it long. Lines are
     written only if standard error can take PIPE_BUF bytes at once, so that logging never blocks
-    and a line is never split; otherwise it is dropped and counted in `dropped`.
+    and a line is never split; otherwise they are dropped and counted in `dropped`. While the loop
+    runs (`batched`), the lines of a turn are written together: a write wakes the reader.
     """
 
     def __init__(self) -> None:
         self.format, self.dropped = "text", 0
+        self.batched, self.pending = False, ""
         self.poll = select.poll() if hasattr(select, "poll") else None  # not on Windows
         if self.poll:
             self.poll.register(2, select.POLLOUT)
@@ -137,12 +141,21 @@ class Log:
         line = self._line(level, event, fields, MAX_LOGGED)
         if len(line) > PIPE_BUF:
             line = self._line(level, event, fields, MAX_LOGGED_LONG)
+        if len(self.pending) + len(line) > PIPE_BUF:
+            self.flush()
+        self.pending += line
+        if not self.batched:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the pending lines, or drop them if that would block or fails."""
+        text, self.pending = self.pending, ""
         try:
             if self.poll and not self.poll.poll(0):
                 raise BlockingIOError
-            os.write(2, line.encode())
+            os.write(2, text.encode())
         except OSError:  # the pipe or the disk is full, or the reader is gone
-            self.dropped += 1
+            self.dropped += text.count("\n")
 
     def _line(self, level: str, event: str, fields: dict[str, Any], limit: int) -> str:
         """Return the line. It is ASCII, so its length in bytes is its length in characters."""
@@ -356,10 +369,11 @@ _loads: Callable[[Any], Any] = marshal.loads  # reads nothing but the output of 
 
 
 def same_json(one: Any, other: Any) -> bool:
-    """Return True if two JSON values are equal and of the same types: 1, 1.0 and true differ."""
+    """Return True if two JSON values are equal, of the same types (1, 1.0 and true differ), and
+    their keys have the same order."""
     if type(one) is not type(other) or one != other:
         return False
-    return type(one) not in (dict, list) or _canonical(one) == _canonical(other)
+    return type(one) in (str, int, bool) or _canonical(one) == _canonical(other)
 
 
 def _canonical(value: Any) -> object:
@@ -509,12 +523,15 @@ class PolicyTimeout(BaseException):
     """Raised in code that exceeds a time limit; no Exception, so that few policies swallow it."""
 
 
+_set_handler: Any = getattr(signal.signal, "__wrapped__", signal.signal)  # 5 µs less: no enums
+
+
 class TimeLimit:
     """Interrupts code that runs for too long, by a repeating SIGALRM.
 
     While `running` is true, each alarm raises PolicyTimeout wherever the code is, so code that
-    swallows the exception is interrupted again; if it still runs EXIT_DELAY after its limit, the
-    process logs where and exits. While `running` is false, an alarm does nothing. CPython calls
+    swallows the exception is interrupted again; after MAX_ALARMS the process logs where the code
+    is, and exits. While `running` is false, an alarm does nothing. CPython calls
     signal handlers only at function calls and backward jumps, so an alarm can't fall between the
     end of the code and `running = False`. A call into C is interrupted only if it checks for
     signals, as time.sleep() and re do; the watchdog of section 10 is for the others.
@@ -523,7 +540,7 @@ class TimeLimit:
     def __init__(self) -> None:
         self.enabled = hasattr(signal, "setitimer")  # --debug-policies and Windows: no limit
         self.running = False
-        self.expired = False  # an alarm was raised since run() was called
+        self.expired, self.alarms = False, 0  # since run() was called
         self.seconds = self.end = 0.0
         self.lines: dict[str, int] = {}  # by file: the line at which the first alarm was raised
 
@@ -534,7 +551,7 @@ class TimeLimit:
         if self.running:
             return function(*arguments)
         self.seconds, self.end = seconds, time.monotonic() + seconds
-        self.expired, self.lines = False, {}
+        self.expired, self.alarms, self.lines = False, 0, {}
         self.arm()
         try:
             self.running = self.enabled
@@ -547,7 +564,7 @@ class TimeLimit:
     def arm(self) -> None:
         """Set handler and timer, which a policy may have changed."""
         if self.enabled:
-            signal.signal(signal.SIGALRM, self.on_alarm)
+            _set_handler(signal.SIGALRM, self.on_alarm)
             left = max(self.end - time.monotonic(), 0.001)
             signal.setitimer(signal.ITIMER_REAL, left, ALARM_INTERVAL)
 
@@ -558,9 +575,11 @@ class TimeLimit:
         while frame:
             lines.setdefault(frame.f_code.co_filename, frame.f_lineno)
             frame = frame.f_back
-        if time.monotonic() > self.end + EXIT_DELAY:
+        self.alarms += 1
+        if self.alarms > MAX_ALARMS:
             places = " < ".join(f"{os.path.basename(name)}:{line}" for name, line in lines.items())
             log("ERROR", "exit", error="code can't be interrupted after its time limit", at=places)
+            log.flush()
             os._exit(1)
         self.lines = self.lines if self.expired else lines
         self.expired = True
@@ -651,7 +670,11 @@ def load_policies(sources: Mapping[str, bytes], seconds: float = TIME_LIMIT) -> 
             what = f'two policies are named "{name}": {path} and {other_path}'
             raise ConfigError(what, "rename one of the files")
     policies: list[Policy] = []
-    time_limit.run(seconds, lambda: policies.extend(_load(path, sources) for _, path in files))
+    try:
+        time_limit.run(seconds, lambda: policies.extend(_load(path, sources) for _, path in files))
+    except PolicyTimeout as error:  # between two policies; else _load() names the policy
+        what = f"the policies took longer than {seconds:g} s to load"
+        raise ConfigError(what, "let them import and compute less") from error
     return PolicySet(tuple(policies), digest_of(sources))
 
 
@@ -1030,7 +1053,7 @@ def evaluate(request: Request, policies: Iterable[Policy], verb: Verb = "mutate"
         time_limit.run(min(TIME_LIMIT, left), _evaluate, request, response, policies, verb)
     except PolicyTimeout as error:
         if response.policy is None:
-            raise HTTPError(504, "the deadline passed before a policy ran") from None
+            raise HTTPError(500, "the time limit was over before a policy ran") from None
         reason = describe(error, response.policy.path)
         raise PolicyError(response.policy, "time", reason) from error
     return response
@@ -1042,6 +1065,10 @@ def _evaluate(request: Request, response: Response, policies: Iterable[Policy], 
         run(request, response, policies, verb)
     except Denied:
         response.patch, response.changed_by = [], {}
+    except BaseException as error:
+        for each in (error, error.__cause__):  # delete what a policy made within the time limit
+            traceback.clear_frames(each.__traceback__ if each else None)
+        raise
     response.body = render_review(request, response)
 
 
@@ -1257,6 +1284,8 @@ def read_head(data: bytes) -> Head:
     match = _REQUEST_LINE(first)
     if not match:
         raise HTTPError(400, "the request line is not like POST /mutate HTTP/1.1")
+    if match[1] not in ("GET", "POST"):  # the response to HEAD has another form
+        raise HTTPError(405, f"{match[1]} is not supported: use GET or POST", Allow="GET, POST")
     if lines[-2:] != ["", ""]:
         raise HTTPError(400, "the head does not end in a blank line")
     if len(lines) > MAX_HEADERS + 2:
@@ -1322,7 +1351,7 @@ class Connection(http.server.BaseHTTPRequestHandler):
         self.server, self.loop, self.socket, self.peer = server, server.loop, client, peer
         self.received = bytearray()  # decrypted bytes of requests
         self.response = b""  # the whole response, not encrypted yet
-        self.unsent: memoryview | bytes = b""  # what the socket has not accepted yet
+        self.unsent, self.sent = b"", 0  # bytes for the socket; how many of them it has accepted
         self.head: Head | None = None  # of the current request, and the length of its body
         self.length = 0
         self.counted = 0  # bytes of this connection in server.buffered
@@ -1343,6 +1372,8 @@ class Connection(http.server.BaseHTTPRequestHandler):
     def step(self) -> None:
         """Do what the socket is ready for. An error closes this connection and no other."""
         try:
+            if self.state == "closed":  # evicted in this turn
+                return
             if self.state == "waiting":
                 self.set_events(0)  # the client's next bytes stay in the kernel
             elif self.unsent or self.state == "writing":
@@ -1412,7 +1443,7 @@ class Connection(http.server.BaseHTTPRequestHandler):
                 self.tls.do_handshake()
                 self.set_state("new")
             while self.incoming.pending:
-                chunk = self.tls.read(STEP)
+                chunk = self.tls.read(RECORD)
                 if not chunk:  # the client has closed its side
                     break
                 chunks.append(chunk)
@@ -1420,7 +1451,7 @@ class Connection(http.server.BaseHTTPRequestHandler):
             pass
         finally:
             if self.outgoing.pending:  # also an alert that tells the client what is wrong
-                self.unsent = bytes(self.unsent) + self.outgoing.read()
+                self.unsent, self.sent = self.unsent[self.sent :] + self.outgoing.read(), 0
                 self.write_step()
         return b"".join(chunks)
 
@@ -1446,19 +1477,19 @@ class Connection(http.server.BaseHTTPRequestHandler):
         elif self.state != "body":
             self.set_state("body")
             if self.head.headers.get("expect", "").lower() == "100-continue":
-                self.unsent = bytes(self.unsent) + self.encrypt(b"HTTP/1.1 100 Continue\r\n\r\n")
+                proceed = self.encrypt(b"HTTP/1.1 100 Continue\r\n\r\n")
+                self.unsent, self.sent = self.unsent[self.sent :] + proceed, 0
                 self.write_step()
         return None
 
-    def check_buffers(self, missing: int) -> None:
-        """Raise HTTPError 503 if the bytes received and `missing` ones are too many for the server.
+    def check_buffers(self, more: int) -> None:
+        """Raise HTTPError 503 if the server's buffers have no place for so many more bytes.
 
-        Incomplete bodies of other connections are refused first, so that no client can keep the
-        buffers full with requests that it does not complete."""
+        Before that, requests that others have not completed and responses that they have not read
+        are given up, so that no client can keep the buffers full."""
         self.count_bytes()
-        server = self.server
-        while server.buffered + missing > server.max_buffered:
-            if not server.release_buffers(self):
+        while self.server.buffered + more > self.server.max_buffered:
+            if not self.server.release_buffers(self):
                 raise _at_limit()
 
     # -- writing
@@ -1472,8 +1503,10 @@ class Connection(http.server.BaseHTTPRequestHandler):
             return
         if last:  # the rest of this request is not read
             self.received.clear()
-        if self.server.buffered + len(answer.body) > self.server.max_buffered + MAX_HEAD:
-            answer = self.server.refuse(_at_limit(), self.peer)
+        try:
+            self.check_buffers(len(answer.body))
+        except HTTPError as error:
+            answer, last = self.server.refuse(error, self.peer), True
         self.closing |= last or self.server.draining or self.loop.clock > self.max_age
         self.response = _head_of(answer, self.closing) + answer.body
         self.set_state("waiting")
@@ -1482,11 +1515,12 @@ class Connection(http.server.BaseHTTPRequestHandler):
     def write_step(self) -> None:
         """Send as much as the socket accepts. Raises OSError."""
         if self.state == "writing" and self.response:
-            self.unsent = bytes(self.unsent) + self.encrypt(self.response)
-            self.response = b""
+            response, self.response = self.response, b""
+            self.unsent, self.sent = self.unsent[self.sent :] + self.encrypt(response), 0
         with contextlib.suppress(BlockingIOError):
-            sent = self.socket.send(self.unsent)
-            self.unsent = memoryview(self.unsent)[sent:] if sent < len(self.unsent) else b""
+            self.sent += self.socket.send(memoryview(self.unsent)[self.sent :])
+        if self.sent == len(self.unsent):
+            self.unsent, self.sent = b"", 0
         self.set_events(selectors.EVENT_WRITE if self.unsent else selectors.EVENT_READ)
         if self.state == "writing" and not self.unsent:
             self.end_response()
@@ -1495,8 +1529,8 @@ class Connection(http.server.BaseHTTPRequestHandler):
         if not self.tls:
             return data
         records = []
-        for start in range(0, len(data), STEP):  # so that the memory buffer stays small
-            self.tls.write(memoryview(data)[start : start + STEP])
+        for start in range(0, len(data), RECORD):  # so that the memory buffer stays small
+            self.tls.write(memoryview(data)[start : start + RECORD])
             records.append(self.outgoing.read())
         return b"".join(records)
 
@@ -1624,7 +1658,9 @@ class Server(http.server.HTTPServer):
                 client, address = self.socket.accept()
             except BlockingIOError:
                 return
-            except OSError:  # no file descriptor is left
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    continue  # the client has gone
                 self.evict()
                 self.listen(False)  # until the next tick, as the socket stays readable
                 return
@@ -1641,12 +1677,19 @@ class Server(http.server.HTTPServer):
         return sum(map(len, self.states.values()))
 
     def evict(self) -> bool:
-        """Close the oldest connection in the first state, in the order of TIMEOUTS, that has one.
+        """Close the oldest connection of the first of these groups that has one: those that have
+        got their last response, that send a request, that are idle, that get a response.
 
         Return False if the requests of all connections are waiting for an answer."""
-        for state, connections in self.states.items():
-            if connections and state != "waiting":
-                next(iter(connections)).close()
+        for group in (
+            ("lingering",),
+            ("handshake", "new", "head", "body"),
+            ("idle",),
+            ("writing",),
+        ):
+            oldest = [next(iter(self.states[state])) for state in group if self.states[state]]
+            if oldest:
+                min(oldest, key=lambda connection: connection.since).close()
                 return True
         return False
 
@@ -1898,7 +1941,7 @@ class Loop:
     def __init__(self) -> None:
         self.selector = selectors.DefaultSelector()
         self.servers: list[Server] = []
-        self.tasks: list[Callable[[], None]] = []  # called each TICK
+        self.tasks: list[Callable[[], object]] = []  # called each TICK
         self.responses: list[Connection] = []  # to be sent at the end of the turn
         self.health: collections.deque[Connection] = collections.deque()
         self.small: collections.deque[Connection] = collections.deque()
@@ -1907,36 +1950,44 @@ class Loop:
         self.large_due = 0.0
         self.large_done = False  # a large one was evaluated in this turn
         self.handshakes = 0  # steps of handshakes in this turn
-        self.clock = self.last = 0.0
+        self.clock = self.last = self.next_tick = 0.0
 
     def run(self, ended: Callable[[], bool]) -> None:
         """Make turns until `ended` returns True."""
-        next_tick, self.last = 0.0, time.monotonic()
+        self.last = time.monotonic()
         while not ended():
-            busy = self.health or self.small or self.large or self.responses
-            ready = self.selector.select(0 if busy else max(next_tick - time.monotonic(), 0))
-            arm_watchdog()
-            # The clock of timeouts advances by a second at most in a turn, so that no client loses
-            # its time while the process is stopped or a policy runs.
-            now = time.monotonic()
-            self.clock, self.last = self.clock + min(now - self.last, 1.0), now
-            self.take_steps([key.data for key, _ in ready])
-            self.evaluate()
-            responses, self.responses = self.responses, []
-            for connection in responses:
-                connection.flush()
-            if time.monotonic() >= next_tick:
-                self.tick()
-                next_tick = time.monotonic() + TICK
+            try:
+                self.turn()
+            except Exception as error:  # nothing ends the process but signals and the watchdog
+                log_bug(error)
+
+    def turn(self) -> None:
+        busy = self.health or self.small or self.large or self.responses
+        ready = self.selector.select(0 if busy else max(self.next_tick - time.monotonic(), 0))
+        arm_watchdog()
+        # The clock of timeouts advances by a second at most in a turn, so that no client loses its
+        # time while the process is stopped or a policy runs.
+        now = time.monotonic()
+        self.clock, self.last = self.clock + min(now - self.last, 1.0), now
+        self.take_steps([key.data for key, _ in ready])
+        self.evaluate()
+        responses, self.responses = self.responses, []
+        for connection in responses:
+            connection.flush()
+        if log.pending:
+            log.flush()
+        if time.monotonic() >= self.next_tick:
+            self.next_tick = time.monotonic() + TICK
+            self.tick()
 
     def take_steps(self, ready: list[Server | Connection]) -> None:
         """Let each ready socket take a step, for at most STEP_SLICE.
 
-        If there are many, their order is random, so that none is always left out."""
+        Health comes first. The order is random, so that no socket is always left out."""
         self.handshakes = 0
-        if len(ready) > HANDSHAKES_PER_TURN:
+        if len(ready) > 1:
             random.shuffle(ready)
-            ready.sort(key=lambda each: not each.urgent)  # health first
+            ready.sort(key=lambda each: not each.urgent)
         end = time.monotonic() + STEP_SLICE
         for each in ready:
             each.step()
@@ -1990,7 +2041,7 @@ def start_watchdog() -> None:
     processor is left to the liveness probe. For process 1 the kernel ignores the signal."""
     if hasattr(faulthandler, "register"):  # not on Windows
         faulthandler.register(signal.SIGPROF, file=2, chain=True)
-        arm_watchdog()
+        arm_watchdog(START_TIME_LIMIT + WATCHDOG)
         if os.getpid() == 1:
             log("WARN", "watchdog", error="it has no effect for process 1", hint=_PROCESS_1_HINT)
 
@@ -1998,10 +2049,10 @@ def start_watchdog() -> None:
 _PROCESS_1_HINT = "set shareProcessNamespace: true in the pod, or start the container with --init"
 
 
-def arm_watchdog() -> None:
-    """Give the process WATCHDOG seconds of processor time until the next call."""
+def arm_watchdog(seconds: float = 0) -> None:
+    """Give the process so many seconds of processor time (WATCHDOG) until the next call."""
     if time_limit.enabled:
-        signal.setitimer(signal.ITIMER_PROF, WATCHDOG)
+        signal.setitimer(signal.ITIMER_PROF, seconds or WATCHDOG)
 
 
 Evaluate = Callable[[Request, Sequence[Policy], Verb], Response]
@@ -2101,14 +2152,18 @@ class Process:
             self.loop.tasks.append(self.policies.refresh)
         self.loop.tasks.append(self.refresh_tls)
         gc.collect()
-        gc.freeze()  # later collections skip the objects that exist now
+        gc.freeze()  # collections skip the objects that exist now, and are made each TICK:
+        gc.disable()  # while a large body is parsed they would take most of the time
+        self.loop.tasks.append(gc.collect)
 
     def run(self) -> None:
         """Serve until a signal ends it."""
         admission, health = [_address(each.socket) for each in (self.admission, self.health)]
         host = re.sub(r"^(0\.0\.0\.0|\[::\])", "localhost", admission)
         log("INFO", "ready", admission=admission, health=health, reviews=f"https://{host}/mutate")
+        log.batched = True
         self.loop.run(self.ended)
+        log.batched = False
         log("INFO", "end", dropped=log.dropped)
 
     def refresh_tls(self) -> None:
@@ -2266,7 +2321,7 @@ def check(options: argparse.Namespace) -> int:
         defined = [name for name, function in functions.items() if function is not None]
         print(f"{policy.name}: {', '.join(defined)} ({policy.path})")
     print(f"{len(loaded.policies)} policies, hash {loaded.digest}")
-    if options.tls_cert and options.tls_key:
+    if options.tls_cert:
         facts = load_tls(options, read_tls(options)).facts()
         print(f"certificate for {facts['names']}, expires {facts['not_after']}")
     return 0
@@ -2316,7 +2371,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--version", action="version", version=f"whook {__version__}")
     options = parser.parse_args(argv)
     missing = [flag for flag in ("tls_cert", "tls_key") if not getattr(options, flag)]
-    if missing and not options.check:
+    if missing and not (options.check and len(missing) == 2):
         flags = ", ".join("--" + flag.replace("_", "-") for flag in missing)
         message = f"the following arguments are required: {flags}"
         parser.error(f"{message}\nwhook: hint: {LOCAL_HINT}, in local-certs/")
