@@ -15,8 +15,7 @@ ARG VERSION=1.0.0
 # empty. The base has no byte code, and a pod's root is read-only: modules that are not compiled here
 # would be compiled at every start (350 ms of processor time instead of 90). Python does not compare
 # this byte code with its source's time, because a reproducible build changes that time later. The
-# user is numeric because runAsNonRoot can't look up names. The kubelet probes, so there is no
-# HEALTHCHECK.
+# user is numeric because runAsNonRoot can't look up names. Only the kubelet probes, not docker.
 FROM ${BASE} AS base
 WORKDIR /app
 RUN rm -rf /usr/local/lib/python3*/site-packages/* /usr/local/lib/python3*/ensurepip \
