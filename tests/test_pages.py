@@ -250,7 +250,7 @@ class WritingPolicies(unittest.TestCase):
         sources = {
             "raises an exception": "def validate(obj, request):\n    obj['spek']",
             "returns a value": "def validate(obj, request):\n    return False",
-            "adds a value that JSON cannot represent": "def mutate(obj, request):\n    obj['spec'] = {1}",
+            "adds a value that JSON cannot represent": "def mutate(obj, _):\n    obj['spec'] = {1}",
             "takes more than a second": "def mutate(obj, request):\n    while True: pass",
             "is `async`, or a generator": "async def mutate(obj, request): pass",
             "defines neither function": "MUTATE = 1",
