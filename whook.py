@@ -73,7 +73,7 @@ LARGE_BODY = 256 * 1024  # larger bodies have a queue of their own, and their co
 MAX_LINE = 8 * 1024  # a request line or a header; the API server's longest is under 100
 MAX_HEAD = 32 * 1024  # the request line and all headers
 MAX_HEADERS = 64  # the API server sends six
-MAX_PATCH = 8 * 1024 * 1024  # paths and values of a review's patch; audit annotations likewise
+MAX_PATCH = 2 * MAX_BODY  # the paths of a review's patch; what a policy changed; audit annotations
 MAX_LIST_EDITS = 1000  # operations in one list; a list with more changes is replaced as a whole
 MAX_BUFFERED_BODIES = 8  # bodies of full size that may be in memory at a time, answers included
 MAX_CONNECTIONS = 1000  # on the admission port
@@ -892,14 +892,15 @@ def diff(before: dict[str, Any], after: dict[str, Any]) -> Patch:
     Raises ValueError, with the path, if `after` holds something that is not JSON, and if the patch
     would be larger than MAX_PATCH."""
     difference = _Difference()
-    difference.compare_objects(before, after, "")
+    difference.compare_objects(before, _copy(after), "")
     return difference.patch
 
 
 class _Difference:
-    """The patch while it is being made, and its size: the characters of its paths and values.
+    """The patch while it is being made, and the sum of the lengths of its paths.
 
-    The methods take two values and the JSON Pointer (RFC 6901) of their place."""
+    The methods take two values and the JSON Pointer (RFC 6901) of their place. The patch refers to
+    the values after the change; it does not copy them."""
 
     def __init__(self, size: int = 0) -> None:
         self.patch: Patch = []
@@ -916,12 +917,12 @@ class _Difference:
     def compare_objects(self, before: dict[str, Any], after: dict[str, Any], path: str) -> None:
         for key in before:
             if key not in after:
-                self.add("remove", f"{path}/{_escape(key, path)}")
+                self.add("remove", f"{path}/{_escape(key)}")
         for key, value in after.items():
             if key not in before:
-                self.add("add", f"{path}/{_escape(key, path)}", value)
+                self.add("add", f"{path}/{_escape(key)}", value)
             elif not same_json(before[key], value):
-                self.compare(before[key], value, f"{path}/{_escape(key, path)}")
+                self.compare(before[key], value, f"{path}/{_escape(key)}")
 
     def compare_lists(self, before: list[Any], after: list[Any], path: str) -> None:
         """Keep the items that both lists have in the same order. Between two of them, change items
@@ -958,48 +959,52 @@ class _Difference:
         return None
 
     def add(self, op: str, path: str, value: Any = ...) -> None:
-        operation = {"op": op, "path": path}
-        self.count(len(path))
-        if value is not ...:
-            operation["value"] = self.copy(value, path)
-        self.patch.append(operation)
-
-    def count(self, size: int) -> None:
-        self.size += size
+        self.size += len(path)
         if self.size > MAX_PATCH:
-            raise ValueError(f"the patch is larger than {MAX_PATCH} characters")
+            raise ValueError(f"the paths of the patch are longer than {MAX_PATCH} characters")
+        self.patch.append({"op": op, "path": path} | ({} if value is ... else {"value": value}))
 
-    def copy(self, value: Any, path: str) -> Any:
-        """Return a copy of a JSON value. Raises ValueError for anything else."""
+
+def _copy(value: Any) -> Any:
+    """Return a copy of a JSON value that shares no object or list with it or within itself.
+
+    Raises ValueError, with the place, if it is not JSON or is larger than MAX_PATCH."""
+    left = MAX_PATCH
+
+    def copy(value: Any, path: str) -> Any:
+        nonlocal left
         kind = type(value)
-        self.count(8)
-        if kind is str:
-            self.count(len(value))
-            return value
+        left -= len(value) if kind is str else 2
+        if left < 0:
+            raise ValueError(f"what the policy changed is larger than {MAX_PATCH} bytes")
         if kind is dict:
             return {
-                key: self.copy(item, f"{path}/{_escape(key, path)}") for key, item in value.items()
+                _key(key, path): copy(item, f"{path}/{_escape(key)}") for key, item in value.items()
             }
         if kind is list:
-            return [self.copy(item, f"{path}/{index}") for index, item in enumerate(value)]
-        if value is None or kind is bool or (kind is float and math.isfinite(value)):
+            return [copy(item, f"{path}/{index}") for index, item in enumerate(value)]
+        if value is None or kind in (str, bool) or (kind is float and math.isfinite(value)):
             return value
-        if kind is int:  # an API server sends larger ones than 64 bits in custom resources
-            if abs(value) < _MAX_INTEGER:
-                return value
-            raise ValueError(f"{path} is an integer of more than 4300 digits: not JSON")
-        what = value if kind is float else f"a {kind.__name__}"
-        raise ValueError(f"{path} is {what}: not JSON")
+        if kind is int and abs(value) < _MAX_INTEGER:  # custom resources may have over 64 bits
+            return value
+        what = {int: "an integer of more than 4300 digits", float: f"{value}"}
+        raise ValueError(f"{path} is {what.get(kind, f'a {kind.__name__}')}: not JSON")
+
+    return copy(value, "")
 
 
 _MAX_INTEGER = 10**4300  # Python converts no larger one to text
 
 
-def _escape(key: Any, path: str) -> str:
+def _key(key: Any, path: str) -> str:
     if type(key) is not str:
         kind = type(key).__name__
         raise ValueError(f"{path or '/'} has a key of type {kind}: JSON's keys are strings")
-    return key.replace("~", "~0").replace("/", "~1")
+    return key
+
+
+def _escape(key: str) -> str:
+    return str(key).replace("~", "~0").replace("/", "~1")
 
 
 def _item_keys(items: list[Any], places: range) -> list[tuple[object, int]]:
@@ -1105,33 +1110,38 @@ def _mutate(request: Request, response: Response, policies: Iterable[Policy], ve
         try:
             after = _encode_result(obj)
             if after != before:
+                old, new = _changed_fields(before, after, obj)
                 difference = _Difference(size)
-                difference.compare_objects(*_changed_fields(before, after, obj), "")
+                difference.compare_objects(old, _copy(new), "")
                 size = difference.size
                 if difference.patch:
                     response.patch += difference.patch
                     response.changed_by[policy.name] = len(difference.patch)
         except Exception as error:  # not JSON, too large, nested too deeply
-            reason = f"its result can't be sent: {_text_of(error)}"
+            deep = isinstance(error, RecursionError)
+            reason = f"its result can't be sent: {_TOO_DEEP if deep else _text_of(error)}"
             raise PolicyError(policy, "patch", reason, type(error).__name__) from None
         if not last:
             obj = _own_copy(obj, kept, before, after)
             before = after
 
 
+_TOO_DEEP = "the object is nested too deeply"
+
+
 def _encode_sent(encode: Callable[..., Any], *arguments: Any) -> Any:
     try:
         return encode(*arguments)
     except ValueError:
-        raise HTTPError(400, "the object is nested too deeply") from None
+        raise HTTPError(400, _TOO_DEEP) from None
 
 
 def _encode_result(obj: dict[str, Any]) -> _Fields:
     try:
         return _encode_fields(obj)
     except ValueError:
-        _Difference().copy(obj, "")  # raises an error that names the place
-        raise ValueError("the object is nested too deeply") from None
+        _copy(obj)  # raises an error that names the place
+        raise ValueError(_TOO_DEEP) from None
 
 
 def _changed_fields(before: _Fields, after: _Fields, obj: _Fields) -> tuple[_Fields, _Fields]:
@@ -1279,8 +1289,10 @@ def read_head(data: bytes) -> Head:
     Raises HTTPError 400 or 431 for anything that two readers could understand differently, as
     that is how request smuggling works."""
     first, *lines = data.decode("latin-1").split("\r\n")
-    if len(data) > MAX_HEAD or max(map(len, [first, *lines])) > MAX_LINE - 2:
-        raise HTTPError(431, f"the head or one of its lines is longer than {MAX_LINE} bytes")
+    if len(data) > MAX_HEAD:
+        raise HTTPError(431, f"the head is longer than {MAX_HEAD} bytes")
+    if max(map(len, [first, *lines])) > MAX_LINE - 2:
+        raise HTTPError(431, f"a line of the head is longer than {MAX_LINE} bytes")
     match = _REQUEST_LINE(first)
     if not match:
         raise HTTPError(400, "the request line is not like POST /mutate HTTP/1.1")
@@ -1941,6 +1953,7 @@ class Loop:
     def __init__(self) -> None:
         self.selector = selectors.DefaultSelector()
         self.servers: list[Server] = []
+        self.begin_turn: Callable[[], None] = lambda: None  # arms the watchdog, if there is one
         self.tasks: list[Callable[[], object]] = []  # called each TICK
         self.responses: list[Connection] = []  # to be sent at the end of the turn
         self.health: collections.deque[Connection] = collections.deque()
@@ -1964,7 +1977,7 @@ class Loop:
     def turn(self) -> None:
         busy = self.health or self.small or self.large or self.responses
         ready = self.selector.select(0 if busy else max(self.next_tick - time.monotonic(), 0))
-        arm_watchdog()
+        self.begin_turn()
         # The clock of timeouts advances by a second at most in a turn, so that no client loses its
         # time while the process is stopped or a policy runs.
         now = time.monotonic()
@@ -2039,22 +2052,16 @@ def start_watchdog() -> None:
     arm_watchdog() sets its timer, which counts processor time: so a call into C that never returns
     is ended, but not a process that is stopped for a while. A call that blocks without using the
     processor is left to the liveness probe. For process 1 the kernel ignores the signal."""
-    if hasattr(faulthandler, "register"):  # not on Windows
-        faulthandler.register(signal.SIGPROF, file=2, chain=True)
-        arm_watchdog(START_TIME_LIMIT + WATCHDOG)
-        if os.getpid() == 1:
-            log("WARN", "watchdog", error="it has no effect for process 1", hint=_PROCESS_1_HINT)
-
-
-_PROCESS_1_HINT = "set shareProcessNamespace: true in the pod, or start the container with --init"
+    faulthandler.unregister(signal.SIGPROF)  # a policy may have set another handler
+    faulthandler.register(signal.SIGPROF, file=2, chain=True)
 
 
 def arm_watchdog(seconds: float = 0) -> None:
     """Give the process so many seconds of processor time (WATCHDOG) until the next call."""
-    if time_limit.enabled:
-        signal.setitimer(signal.ITIMER_PROF, seconds or WATCHDOG)
+    signal.setitimer(signal.ITIMER_PROF, seconds or WATCHDOG)
 
 
+_PROCESS_1_HINT = "set shareProcessNamespace: true in the pod, or start the container with --init"
 Evaluate = Callable[[Request, Sequence[Policy], Verb], Response]
 
 _TARGET = re.compile(r"/(mutate|validate|warn)(?:/([A-Za-z0-9._-]{1,200}))?(?:\?(.*))?").fullmatch
@@ -2120,7 +2127,13 @@ class Process:
         self.grace_period = options.grace_period
         python = sys.version.split()[0]
         log("INFO", "start", version=__version__, python=python, process=os.getpid())
-        start_watchdog()
+        if time_limit.enabled:  # else a policy may stop at a breakpoint
+            start_watchdog()
+            arm_watchdog(START_TIME_LIMIT + WATCHDOG)
+            self.loop.begin_turn = arm_watchdog
+            self.loop.tasks.append(start_watchdog)
+            if os.getpid() == 1:
+                log("WARN", "watchdog", error="it does not end process 1", hint=_PROCESS_1_HINT)
         self.policies = Reloadable(
             "policies",
             lambda: read_sources(options.policy),

@@ -1,4 +1,4 @@
-"""whook as a real process, and clients that talk to it over real TLS."""
+"""Run whook as a real process, and talk to it over real TLS."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import base64
 import contextlib
 import http.client
 import json
+import os
 import re
 import signal
 import socket
@@ -26,23 +27,23 @@ JSON = {"Content-Type": "application/json"}
 
 
 def wait_for(condition, what: str, seconds: float = 20):
-    """The condition's first true value; AssertionError if there is none in time."""
+    """Return the first true value of `condition`. Raises AssertionError if none comes in time."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if value := condition():
             return value
         time.sleep(0.01)
-    raise AssertionError(f"waited {seconds} s in vain for {what}")
+    raise AssertionError(f"waited {seconds} s, but there was no sign of: {what}")
 
 
 class Whook:
-    """A running `python whook.py`, with its certificates and a folder for policies of its own.
+    """A running `python whook.py` with its own certificates and its own folder of policies.
 
-    `patches` are statements that run before main(), to shorten time-outs that a test can't wait
-    for: `whook.STUCK_AFTER = 1`.
+    `patches` are statements that run before main(), to shorten a timeout that a test can't wait
+    for: `whook.WATCHDOG = 1`. `environment` holds additional environment variables.
     """
 
-    def __init__(self, *arguments, policies=None, patches="", pair=None, grace=0):
+    def __init__(self, *arguments, policies=None, patches="", pair=None, grace=0, environment=None):
         self.folder = Path(tempfile.mkdtemp(prefix="whook-test-"))
         self.authority = pki.Authority()
         self.cert, self.key = (pair or self.authority.issue()).write(self.folder)
@@ -56,10 +57,14 @@ class Whook:
             for name, source in policies.items():
                 self.write_policy(name, source)
             options.append(f"--policy={self.policies}")
-        code = f"import os, sys, whook\n{patches}\nos._exit(whook.main(sys.argv[1:]))"
+        program = [str(ROOT / "whook.py")]
+        if patches:
+            code = f"import os, sys, whook\n{patches}\nos._exit(whook.main(sys.argv[1:]))"
+            program = ["-c", code]
         self.process = subprocess.Popen(
-            [sys.executable, "-c", code, *options],
+            [sys.executable, *program, *options],
             cwd=ROOT,
+            env=os.environ | (environment or {}),
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
@@ -92,31 +97,38 @@ class Whook:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
-        self.collector.join(5)  # it ends with the process, or with the last that has its stderr
+        self.collector.join(5)  # it ends when no process has this standard error any more
 
     def write_policy(self, name: str, source: str) -> None:
-        """In one step, as an editor or a mounted ConfigMap does."""
+        """Replace the file in one step, as an editor or a mounted ConfigMap does."""
         new = self.folder / f"{name}.new"
         new.write_text(source)
         new.replace(self.policies / f"{name}.py")
 
     def write_pair(self, pair: pki.Pair) -> None:
+        """Replace the certificate and the key."""
         pair.write(self.folder)
 
     def logged(self, *words: str) -> list[str]:
+        """Return the log lines so far that have all of the words."""
         return [line for line in list(self.log) if all(word in line for word in words)]
 
     def wait_for_log(self, *words: str, seconds: float = 20) -> str:
+        """Wait for a log line that has all of the words, and return the last one."""
+
         def found():
-            if self.collected.is_set() and not self.logged(*words):
-                raise AssertionError(f"ended without logging {words}: {self.log}")
-            return self.logged(*words)
+            ended = self.collected.is_set()  # look first: then all lines are collected
+            lines = self.logged(*words)
+            if ended and not lines:
+                raise AssertionError(f"whook ended and did not log {words}: {self.log}")
+            return lines
 
         return wait_for(found, f"a log line with {words}", seconds)[-1]
 
     # -- clients
 
     def trust(self, client: pki.Pair | None = None) -> ssl.SSLContext:
+        """Return a client's context that trusts this server, with a certificate of its own."""
         context = ssl.create_default_context(cadata=self.authority.pem.decode())
         if client:
             cert, key = client.write(self.folder, "client.pem", "client-key.pem")
@@ -124,12 +136,13 @@ class Whook:
         return context
 
     def connect(self, timeout: float = 20, client=None) -> ssl.SSLSocket:
+        """Return a connected TLS socket."""
         raw = socket.create_connection(("127.0.0.1", self.port), timeout)
         return self.trust(client).wrap_socket(raw, server_hostname="localhost")
 
     @contextlib.contextmanager
     def client(self, timeout: float = 20):
-        """A keep-alive connection."""
+        """Give a keep-alive connection."""
         connection = http.client.HTTPSConnection(
             "127.0.0.1", self.port, timeout=timeout, context=self.trust()
         )
@@ -139,7 +152,7 @@ class Whook:
             connection.close()
 
     def post(self, body=POD, path="/mutate?timeout=5s", connection=None, **headers):
-        """The status and the decoded JSON of one answer; on `connection`, or a fresh one."""
+        """Return the status and the decoded JSON of a response, on `connection` or a new one."""
         headers = {"Content-Type": "application/json", **headers}
         if connection is None:
             with self.client() as connection:
@@ -150,13 +163,13 @@ class Whook:
         return response.status, json.loads(content)
 
     def raw(self, data: bytes, timeout: float = 20) -> bytes:
-        """All that comes back for these bytes on a connection of their own."""
+        """Send bytes on a new connection, and return all bytes of the response."""
         with self.connect(timeout) as client:
             client.sendall(data)
             return read_all(client)
 
     def get(self, path: str) -> tuple[int, str]:
-        """What the health port says; status 0 where nothing answers."""
+        """Return status and body from the health port; the status is 0 if nothing answers."""
         connection = http.client.HTTPConnection("127.0.0.1", self.health_port, timeout=5)
         try:
             connection.request("GET", path)
@@ -168,16 +181,16 @@ class Whook:
             connection.close()
 
     def metric(self, name: str, *labels: str) -> float:
-        """The sum of a metric's series that have these labels."""
+        """Return the sum of the metric's series that have all of the labels."""
         lines = [line for line in self.get("/metrics")[1].splitlines() if line.startswith(name)]
         return sum(float(x.split()[-1]) for x in lines if all(label in x for label in labels))
 
 
 class Stream:
-    """Reviews without a pause, on keep-alive and on fresh connections, until the block ends.
+    """A stream of reviews, on keep-alive and on new connections, until the block ends.
 
-    `servers` may change meanwhile, as a Service's endpoints do: who has a connection keeps it until
-    it is closed by an answer. `failures` is what the API server would have seen fail.
+    `servers` may change meanwhile, as a Service's endpoints do: a client keeps its connection until
+    a response closes it. `failures` are the calls that would have failed for the API server.
     """
 
     def __init__(self, *servers: Whook, keep_alive=2, fresh=1, body=POD):
@@ -198,6 +211,7 @@ class Stream:
             thread.join(30)
 
     def wait_for_more(self, count: int = 50) -> None:
+        """Wait for so many more responses, or a failure."""
         wanted = self.answered + count
         wait_for(lambda: self.answered >= wanted or self.failures, "more answers", 30)
 
@@ -223,7 +237,7 @@ class Stream:
 
 
 def read_all(client: socket.socket) -> bytes:
-    """Everything until the other side closes; it may do so without a TLS goodbye."""
+    """Return all bytes until the server closes, with or without a TLS close_notify."""
     received = b""
     with contextlib.suppress(ssl.SSLEOFError, ConnectionResetError):
         while data := client.recv(65536):
@@ -232,7 +246,7 @@ def read_all(client: socket.socket) -> bytes:
 
 
 def request_bytes(body=POD, path="/mutate?timeout=5s", **headers) -> bytes:
-    """A request as the API server writes it."""
+    """Return a request as the API server writes it; a header that is None is left out."""
     fields = {
         "Host": "whook.whook.svc:443",
         "User-Agent": "kube-apiserver-admission",
@@ -246,5 +260,5 @@ def request_bytes(body=POD, path="/mutate?timeout=5s", **headers) -> bytes:
 
 
 def patch_of(answer: dict) -> list:
-    """The JSON Patch in an AdmissionReview's response."""
+    """Return the JSON Patch in an AdmissionReview with a response."""
     return json.loads(base64.b64decode(answer["response"]["patch"]))
