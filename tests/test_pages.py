@@ -430,7 +430,7 @@ class Programs(unittest.TestCase):
         security = (ROOT / "docs/security.md").read_text()
         self.assertEqual((whook.MAX_BODY, whook.MAX_CONTAINERS), (7 * 2**20, 500_000))
         self.assertEqual((whook.MAX_CONNECTIONS, whook.MAX_HEALTH_CONNECTIONS), (1000, 64))
-        self.assertEqual((whook.MAX_BUFFERED_BODIES, whook.MAX_PATCH), (8, 8 * 2**20))
+        self.assertEqual((whook.MAX_BUFFERED_BODIES, whook.MAX_PATCH), (8, 14 * 2**20))
         self.assertEqual((whook.HANDSHAKES_PER_TURN, whook.STEP), (16, 8 * 1024))
         self.assertEqual((whook.TIME_LIMIT, whook.WATCHDOG, whook.SETTLE_TIME), (1, 8, 5))
         self.assertEqual(whook.TIME_LIMIT + whook.MAX_ALARMS * whook.ALARM_INTERVAL, 3)
@@ -441,12 +441,12 @@ class Programs(unittest.TestCase):
             "64 connections, no bodies",
             "16 steps of handshakes in each turn of the loop; 8 KB",
             "one second for each review",
-            "8 MiB of paths and values each",
+            "a review's audit annotations | 14 MiB each",
             "8 s of processor time",
         ):
             self.assertIn(text, security)
         for text in (
-            "more than 8 MiB of paths and values",
+            "more than 14 MiB",
             "more than 500,000 objects and lists",
             "all 1000 places",
             "64 connections, and no\nrequest bodies",
