@@ -1,32 +1,33 @@
 # Two images from one file:
 #   docker build --target whook -t localhost/whook:1.0.0 .          the server
 #   docker build --target certs -t localhost/whook-certs:1.0.0 .    certs.py, for manifests/renewal/
-# "podman build", "buildah build" and "docker buildx build --platform linux/amd64,linux/arm64" take
-# it as it is. localhost/ is what podman and buildah call an image of no registry; with it written
-# out, docker says the same, and no node looks for the image on docker.io.
+# "podman build", "buildah build" and "docker buildx build --platform linux/amd64,linux/arm64" accept
+# it as it is. podman and buildah prefix the name of an image without a registry with localhost/. With
+# the prefix written out, docker uses the same name, and no node looks for the image on docker.io.
 
 # One base for every stage. A tag can be moved, a digest can't: pin it with
 #   --build-arg BASE=docker.io/library/python@sha256:...
-# where "docker buildx imagetools inspect" or "skopeo inspect docker://" tells the tag's digest.
+# "docker buildx imagetools inspect" and "skopeo inspect docker://" print the tag's digest.
 ARG BASE=docker.io/library/python:3.14.10-slim-trixie
 ARG VERSION=1.0.0
 
-# The server runs on the standard library, so pip goes, and what brings it back: site-packages is
-# empty. The base has no byte code and the root of a pod is read-only: what is not compiled here is
-# compiled at every start (350 ms of processor time instead of 90). The byte code is not compared
-# with its source's time: a reproducible build sets that later, and all of it would be stale. A
-# numeric user, because a pod's runAsNonRoot can't look names up. The kubelet probes, docker doesn't.
+# The server needs only the standard library, so pip and ensurepip are removed, and site-packages is
+# empty. The base has no byte code, and a pod's root is read-only: modules that are not compiled here
+# would be compiled at every start (350 ms of processor time instead of 90). Python does not compare
+# this byte code with its source's time, because a reproducible build changes that time later. The
+# user is numeric because runAsNonRoot can't look up names. Only the kubelet probes, not docker.
 FROM ${BASE} AS base
 WORKDIR /app
 RUN rm -rf /usr/local/lib/python3*/site-packages/* /usr/local/lib/python3*/ensurepip \
     /usr/local/bin/pip* && \
     python -m compileall -q --invalidation-mode=unchecked-hash /usr/local/lib/python3*
-# The last one: no debugger may attach itself to the process (sys.remote_exec, since Python 3.14).
+# The last variable keeps debuggers from attaching to the process (sys.remote_exec, Python 3.14).
 ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PYTHON_DISABLE_REMOTE_DEBUG=1
 HEALTHCHECK NONE
 USER 65532:65532
 
-# Installed apart, so that pip itself stays behind; what certs.py never imports goes (docs/images.md).
+# A separate stage, so that pip is not in the image. Packages that certs.py never imports are removed
+# (docs/images.md).
 FROM ${BASE} AS packages
 COPY requirements.txt /
 ENV PIP_PYTHON=/packages
@@ -38,7 +39,7 @@ RUN python -m venv --without-pip /packages && \
     cd /packages/lib/python3*/site-packages && rm -r kubernetes/aio kubernetes/client/api && \
     python -m compileall -q --invalidation-mode=unchecked-hash -x kubernetes/client/models .
 
-# docker build --target sbom --output sbom . writes what is in the two images, as CycloneDX.
+# docker build --target sbom --output sbom . writes an SBOM of each image, in CycloneDX.
 FROM packages AS inventory
 COPY sbom/ /sbom/
 ARG VERSION
@@ -65,8 +66,9 @@ LABEL org.opencontainers.image.title="whook-certs" \
     org.opencontainers.image.base.name="${BASE}"
 ENTRYPOINT ["python", "certs.py"]
 
-# The last stage is what a build without --target makes. The entry point is in exec form, so that no
-# shell is between the kubelet's signals and whook.
+# A build without --target makes the last stage. The entry point is in exec form, so that whook gets
+# the kubelet's signals, and not a shell. As process 1, whook's watchdog has no effect: the manifests
+# set shareProcessNamespace, and "docker run" has --init.
 FROM base AS whook
 COPY whook.py objects.py ./
 COPY policies/ policies/

@@ -248,11 +248,11 @@ class WritingPolicies(unittest.TestCase):
 
     def test_every_fault(self):
         sources = {
-            "raises anything": "def validate(obj, request):\n    obj['spek']",
+            "raises an exception": "def validate(obj, request):\n    obj['spek']",
             "returns a value": "def validate(obj, request):\n    return False",
-            "puts in what JSON has not": "def mutate(obj, request):\n    obj['spec'] = {1}",
+            "adds a value that JSON cannot represent": "def mutate(obj, _):\n    obj['spec'] = {1}",
             "takes more than a second": "def mutate(obj, request):\n    while True: pass",
-            "is `async`, or yields": "async def mutate(obj, request): pass",
+            "is `async`, or a generator": "async def mutate(obj, request): pass",
             "defines neither function": "MUTATE = 1",
         }
         rows = dict(tables(self.text)[2])
@@ -374,6 +374,8 @@ class Figures(unittest.TestCase):
 
 
 class Programs(unittest.TestCase):
+    renamed = ("whook_held_bytes",)  # the changelog names metrics that are gone
+
     def test_every_flag_of_the_server_and_no_other(self):
         table = OPERATE.split("| flag | what it does |")[1].split("\n\n")[0]
         written = set(re.findall(r"`(--[a-z-]+)", table))
@@ -418,8 +420,48 @@ class Programs(unittest.TestCase):
     def test_metrics_that_are_named_exist(self):
         for page in PAGES:
             for name in re.findall(r"\bwhook_[a-z_]+\b", page.read_text()):
+                if page.name == "CHANGELOG.md" and name in self.renamed:
+                    continue
                 with self.subTest(page=page.name, name=name):
                     self.assertIn(re.sub("_(bucket|sum|count)$", "", name), whook.METRICS)
+
+    def test_limits_that_are_named(self):
+        """Compare the limits on two pages with those of the server."""
+        security = (ROOT / "docs/security.md").read_text()
+        self.assertEqual((whook.MAX_BODY, whook.MAX_CONTAINERS), (7 * 2**20, 500_000))
+        self.assertEqual((whook.MAX_CONNECTIONS, whook.MAX_HEALTH_CONNECTIONS), (1000, 64))
+        self.assertEqual((whook.MAX_BUFFERED_BODIES, whook.MAX_PATCH), (8, 14 * 2**20))
+        self.assertEqual((whook.HANDSHAKES_PER_TURN, whook.STEP), (16, 8 * 1024))
+        self.assertEqual((whook.TIME_LIMIT, whook.WATCHDOG, whook.SETTLE_TIME), (1, 8, 5))
+        self.assertEqual(whook.TIME_LIMIT + whook.MAX_ALARMS * whook.ALARM_INTERVAL, 3)
+        for text in (
+            "7 MiB (`--max-body`), 500,000 objects and lists",
+            "8 bodies of full size in sum",
+            "1000 (`--max-connections`)",
+            "64 connections, no bodies",
+            "16 steps of handshakes in each turn of the loop; 8 KB",
+            "one second for each review",
+            "a review's audit annotations | 14 MiB each",
+            "8 s of processor time",
+        ):
+            self.assertIn(text, security)
+        for text in (
+            "more than 14 MiB",
+            "more than 500,000 objects and lists",
+            "all 1000 places",
+            "64 connections, and no\nrequest bodies",
+            "and again every 50 ms",
+            "about 3 s after the policies began",
+            "8 s of processor time",
+            "connected for 5 s",
+        ):
+            self.assertIn(text, OPERATE)
+
+    def test_the_timeouts_of_connections(self):
+        rows = OPERATE.split("| state | the connection waits for | at most |")[1].split("\n\n")[0]
+        found = dict(re.findall(r"(?m)^\| (\w+) \|.*\| (.*) \|$", rows))
+        expected = {state: f"{seconds:g} s" for state, seconds in whook.TIMEOUTS.items()}
+        self.assertEqual(found, expected | {"waiting": "the review's deadline"})
 
     def test_python_is_called_in_one_way(self):
         """As the environment's own, but for what runs before there is one."""
