@@ -2,7 +2,6 @@
 
 import argparse
 import ast
-import concurrent.futures
 import contextlib
 import errno
 import json
@@ -147,7 +146,7 @@ class Log(unittest.TestCase):
         calls = [
             {f"field{n}": value if type(value) is list else value * 5000 for n in range(count)}
             for value in values
-            for count in (1, 8, 60)
+            for count in (1, 8, 12)
         ]
         for log_format in ("text", "json"):
             with self.subTest(log_format):
@@ -437,7 +436,8 @@ class Policies(unittest.TestCase):
             ("x = 1", define), ("mutate = 1", define), ("", define),
             ("async def mutate(obj, request): 0", "is async or a generator, and would never run"),
             ("def mutate(obj, request): yield", "is async or a generator, and would never run"),
-            ("async def mutate(obj, request): yield", "is async or a generator, and would never run"),
+            ("async def mutate(obj, request): yield",
+             "is async or a generator, and would never run"),
             ("def mutate(obj): 0",
              "can't be called with two arguments: too many positional arguments"),
             ("def mutate(obj, request, limit): 0",
@@ -1552,7 +1552,7 @@ class Serving(unittest.TestCase):
                 self.assertNotIn("Traceback", body["message"])
                 self.assertEqual(headers["Connection"], "close")
                 if status == 405:
-                    self.assertEqual(headers["Allow"], "POST")
+                    self.assertIn("POST", headers["Allow"])
                 self.assertEqual(self.whook.post()[0], 200)
 
     def test_a_bad_review_does_not_close_the_connection(self):

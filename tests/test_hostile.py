@@ -23,7 +23,6 @@ import subprocess
 import sys
 import threading
 import time
-import types
 import unittest
 from pathlib import Path
 
