@@ -1125,10 +1125,22 @@ def _mutate(request: Request, response: Response, policies: Iterable[Policy], ve
             if _reference_counts(obj) != references:
                 obj = copy_json(obj)
                 after = _encode_fields(obj)
-            for field in [field for field in obj if after[field] != before.get(field)]:
-                obj[field] = copy_json(obj[field])
-                after[field] = _encode_field(obj[field])
+            else:
+                _copy_changed(obj, before, after)
             before = after
+
+
+def _copy_changed(obj: dict[str, Any], before: _Fields, after: _Fields) -> None:
+    """Replace what a policy has changed by copies, and its bytes by theirs."""
+    for field, value in obj.items():
+        one, other = before.get(field), after[field]
+        if type(one) is dict and type(other) is dict:
+            copies = copy_json({k: value[k] for k in other if other[k] != one.get(k)})
+            value.update(copies)
+            other.update(_encode_field(copies))
+        elif one != other:
+            obj[field] = copy_json(value)
+            after[field] = _encode_field(obj[field])
 
 
 def _reference_counts(obj: Any) -> list[int]:
