@@ -308,7 +308,7 @@ class Request:
     def take_object(self) -> Any:
         """Return the object for the caller to edit: as it was parsed, and later a copy of it."""
         parsed, self._parsed = self._parsed, None
-        return self._decode() if parsed is None else parsed
+        return self._decode() if parsed is None and self.has_object else parsed
 
     def deny(self, message: str, code: int = 403, reason: str = "Forbidden") -> NoReturn:
         """End the review: the API server refuses the user's request with this message.

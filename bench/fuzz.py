@@ -95,6 +95,7 @@ class Whole(whook.Process):
         while quiet < 2:
             with contextlib.suppress(BlockingIOError, ConnectionError):
                 sent += client.send(data[sent : sent + 65536]) if sent < len(data) else 0
+            loop.next_tick = 0.0  # do not wait for sockets until the next tick
             loop.run(iter([False, True]).__next__)
             answered = b""
             with contextlib.suppress(BlockingIOError, ConnectionError):
