@@ -648,7 +648,7 @@ class PageTest(unittest.TestCase):
             ("GET", "/api/reviews/99", None, 404),
             ("GET", "/../debug.py", None, 404),
             ("POST", "/api/elsewhere", {}, 404),
-            ("OPTIONS", "/api/replay", None, 404),
+            ("OPTIONS", "/api/replay", None, 405),
             ("POST", "/api/replay", {}, 400),
             ("POST", "/api/replay", {"numbers": [1], "text": "a: ["}, 400),
             ("POST", "/api/decide", {"number": 1, "kind": "deny"}, 409),
