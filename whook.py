@@ -98,6 +98,7 @@ TIMEOUTS = {
     "writing": 10.0,
     "waiting": math.inf,  # until whook answers; the review's own deadline applies
 }
+EVICTION = {"lingering": 0, "handshake": 1, "new": 1, "head": 1, "body": 1, "idle": 2, "writing": 3}
 MAX_CONNECTION_AGE = 60.0  # then the next response closes it, so that load reaches new pods
 MAX_REVIEW_TIMEOUT = 30.0  # admissionregistration.k8s.io/v1 allows no longer timeoutSeconds
 DEFAULT_REVIEW_TIMEOUT = 10.0  # of a review without ?timeout=, as in admissionregistration
@@ -1240,7 +1241,8 @@ def _run(policy: Policy, function: Any, obj: Any, request: Request, response: Re
         ) from error
     finally:
         response.spent[policy.name] = time.monotonic() - started
-    if time_limit.expired:  # the policy swallowed the interruption
+    late = time_limit.running and time.monotonic() > time_limit.end + ALARM_INTERVAL
+    if time_limit.expired or late:  # the policy swallowed the interruption or changed the timer
         raise PolicyTimeout
     if not response.allowed:  # also if the policy swallowed Denied
         raise Denied
@@ -1711,23 +1713,18 @@ class Server(http.server.HTTPServer):
         return sum(map(len, self.states.values()))
 
     def evict(self) -> bool:
-        """Close a connection of the first of these groups that has one: lingering; sending a
-        request; idle; receiving a response. In the group, close the oldest connection of the peer
-        that has the most.
+        """Close the first connection in the order of EVICTION, and the oldest one of these; if one
+        peer has more than a quarter of all places, then one of its connections.
 
         Return False if the requests of all connections are waiting for an answer."""
-        for states in (
-            ("lingering",),
-            ("handshake", "new", "head", "body"),
-            ("idle",),
-            ("writing",),
-        ):
-            group = [each for state in states for each in self.states[state]]
-            if group:
-                [(peer, _)] = collections.Counter(each.peer for each in group).most_common(1)
-                min((x for x in group if x.peer == peer), key=lambda each: each.since).close()
-                return True
-        return False
+        evictable = [each for state in EVICTION for each in self.states[state]]
+        for peer, count in self.peers.most_common(1):
+            if count > self.max_connections // 4:
+                its_own = [each for each in evictable if each.peer == peer]
+                evictable = its_own or evictable
+        if evictable:
+            min(evictable, key=lambda each: (EVICTION[each.state], each.since)).close()
+        return bool(evictable)
 
     def release_buffers(self, newcomer: Connection) -> bool:
         """Refuse the oldest incomplete request, or else close the connection that has been
@@ -2010,6 +2007,7 @@ class Loop:
         self.owed = 0  # smaller requests to evaluate before the next large one, at most until ...
         self.large_due = 0.0
         self.large_done = False  # a large one was evaluated in this turn
+        self.left_over: list[Server | Connection] = []  # ready sockets without a step in this turn
         self.handshakes = 0  # steps of handshakes in this turn
         self.clock = self.last = self.next_tick = 0.0
 
@@ -2044,17 +2042,23 @@ class Loop:
     def take_steps(self, ready: list[Server | Connection]) -> None:
         """Let each ready socket take a step, for at most STEP_SLICE.
 
-        Health comes first, then the clients with the fewest connections. Otherwise the order is
-        random, so that no socket is always left out."""
+        Health comes first, then the sockets that had no time in the turn before, then those of
+        the clients with the fewest connections."""
         self.handshakes = 0
         if len(ready) > 1:
             random.shuffle(ready)
-            ready.sort(key=lambda each: (not each.urgent, each.server.peers[each.peer]))
-        end = time.monotonic() + STEP_SLICE
+            ready.sort(key=lambda each: each.server.peers[each.peer])
+            still_ready = {*ready} if self.left_over else set()
+            waited = dict.fromkeys(each for each in self.left_over if each in still_ready)
+            ready = [*waited, *(each for each in ready if each not in waited)]
+            ready.sort(key=lambda each: not each.urgent)
+        end, taken = time.monotonic() + STEP_SLICE, 0
         for each in ready:
             each.step()
+            taken += 1
             if time.monotonic() > end and not each.urgent:
                 break
+        self.left_over = ready[taken:]
 
     def add_request(self, connection: Connection, length: int) -> None:
         """Put the connection's complete request, whose body has this length, into a queue."""
@@ -2267,6 +2271,8 @@ class Process:
         """Answer a request on the admission port. Raises HTTPError."""
         verb, name, timeout = route(head)
         policies = self.policies.value.find(verb, name)
+        if time.monotonic() > connection.completed_at + timeout:
+            raise HTTPError(504, "the deadline passed while the review was queued")
         request = parse_review(body, connection.completed_at + timeout)
         path = f"/{verb}/{name}" if name else f"/{verb}"
         return self.conclude(request, policies, verb, path, connection.completed_at)

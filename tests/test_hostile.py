@@ -288,13 +288,32 @@ class FairPeers(unittest.TestCase):
     def test_the_peer_with_the_most_connections_is_evicted(self):
         server, closed = object.__new__(whook.Server), []
         server.states = {state: {} for state in whook.TIMEOUTS}
+        server.max_connections = 7
+        server.peers = collections.Counter("ab" + "c" * 5)
         for number, peer in enumerate("ab" + "c" * 5):
-            connection = FakeConnection(server, "handshake", "older", closed)
+            state = "idle" if peer == "c" else "handshake"
+            connection = FakeConnection(server, state, "older", closed)
             connection.peer, connection.since, connection.age = peer, number, peer
-            server.states["handshake"][connection] = None
+            server.states[state][connection] = None
         for _ in range(4):
             server.evict()
         self.assertEqual([peer for _, peer in closed], ["c"] * 4)
+
+    def test_idle_connections_of_one_client_do_not_lock_out_another(self):
+        """A client fills all places with idle connections; another one connects many times."""
+        with Whook("--max-connections=40") as server, contextlib.ExitStack() as stack:
+            for _ in range(40):
+                client = stack.enter_context(server.connect())
+                client.sendall(request_bytes())
+                self.assertEqual(read_answer(client)[0], 200)
+            answers = []
+            for _ in range(30):
+                raw = socket.create_connection(("127.0.0.1", server.port), 20, ("127.0.0.2", 0))
+                client = server.trust().wrap_socket(raw, server_hostname="localhost")
+                answers.append(stack.enter_context(client))
+            for client in answers[:20]:
+                client.sendall(request_bytes())
+                self.assertEqual(read_answer(client)[0], 200)
 
 
 class FullServer(unittest.TestCase):
@@ -304,6 +323,7 @@ class FullServer(unittest.TestCase):
 
     def test_the_order_of_eviction(self):
         server, closed = object.__new__(whook.Server), []
+        server.peers, server.max_connections = collections.Counter(), 1000
         server.states = {state: {} for state in whook.TIMEOUTS}
         for state in (*reversed(self.ORDER), "waiting"):
             for age in ("older", "newer"):
