@@ -1107,7 +1107,7 @@ def _mutate(request: Request, response: Response, policies: Iterable[Policy], ve
     obj, size = request.take_object(), 0
     before = _encode_sent(_encode_fields, obj)
     for policy in chosen:
-        references = _reference_counts(obj)
+        references = _reference_counts([obj])
         _run(policy, policy.mutate, obj, request, response)
         try:
             after = _encode_result(obj)
@@ -1123,7 +1123,7 @@ def _mutate(request: Request, response: Response, policies: Iterable[Policy], ve
             reason = f"its result can't be sent: {_TOO_DEEP if deep else _text_of(error)}"
             raise PolicyError(policy, "patch", reason, type(error).__name__) from None
         if policy is not chosen[-1]:  # the next policy gets an object that shares nothing with it
-            if _reference_counts(obj) != references:
+            if _reference_counts([obj]) != references:
                 obj = copy_json(obj)
                 after = _encode_fields(obj)
             else:
@@ -1144,10 +1144,11 @@ def _copy_changed(obj: dict[str, Any], before: _Fields, after: _Fields) -> None:
             after[field] = _encode_field(obj[field])
 
 
-def _reference_counts(obj: Any) -> list[int]:
-    """Return the reference counts of the object, and of the objects and lists on its first two
+def _reference_counts(objects: list[Any]) -> list[int]:
+    """Return the reference counts of the only object, and of the objects and lists on its first two
     levels. They grow if a policy keeps one of these, or replaces it by something that it keeps;
     for the levels below, _encode_fields() tells that."""
+    obj = objects[0]  # in a list, because the count of an argument depends on the call
     counts = [sys.getrefcount(obj)]
     for value in (obj or {}).values():
         if type(value) is dict or type(value) is list:
@@ -1201,7 +1202,7 @@ def _validate(request: Request, response: Response, policies: Iterable[Policy], 
     obj = request.take_object()
     sent = _encode_sent(marshal.dumps, obj, 4) if len(chosen) > 1 else b""
     for policy in chosen:
-        references = _reference_counts(obj)
+        references = _reference_counts([obj])
         try:
             _run(policy, policy.validate, obj, request, response)
         except Denied:
@@ -1211,7 +1212,7 @@ def _validate(request: Request, response: Response, policies: Iterable[Policy], 
             request.warn(response.message)
         if policy is not chosen[-1]:
             with contextlib.suppress(ValueError):  # the policy made it invalid JSON
-                if marshal.dumps(obj, 4) == sent and _reference_counts(obj) == references:
+                if marshal.dumps(obj, 4) == sent and _reference_counts([obj]) == references:
                     continue
             obj = _loads(sent)  # the next policy sees the object as it was sent
     if response.would_deny:
