@@ -1049,6 +1049,14 @@ class Evaluate(unittest.TestCase):
                         response = whook.evaluate(whook.parse_review(POD), loaded, verb)
                     self.assertEqual(response.audit, {"kept": "False"})
 
+    def test_a_policy_that_changes_nothing_causes_no_copy(self):
+        """Else thirty policies on a large object would take several times as long."""
+        for verb in ("mutate", "validate"):
+            source = f"def {verb}(o, r): o['metadata'].get('labels'), o['spec']['containers']"
+            with mock.patch.object(whook, "copy_json") as copy, mock.patch.object(whook, "_loads"):
+                self.run_policies(verb=verb, **{f"p{n}": source for n in range(5)})
+            self.assertEqual(copy.call_count, 0)
+
     def test_deny_of_an_earlier_request_is_an_error(self):
         source = "KEPT = []\ndef validate(o, r):\n KEPT.append(r)\n KEPT[0].deny('no')"
         loaded = policies(a=source)
