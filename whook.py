@@ -1135,11 +1135,13 @@ def _copy_changed(obj: dict[str, Any], before: _Fields, after: _Fields) -> None:
     """Replace what a policy has changed by copies, and its bytes by theirs."""
     for field, value in obj.items():
         one, other = before.get(field), after[field]
+        if one == other:
+            continue
         if type(one) is dict and type(other) is dict:
             copies = copy_json({k: value[k] for k in other if other[k] != one.get(k)})
             value.update(copies)
             other.update(_encode_field(copies))
-        elif one != other:
+        else:
             obj[field] = copy_json(value)
             after[field] = _encode_field(obj[field])
 
@@ -1200,7 +1202,7 @@ def _decoded(encoded: Any) -> Any:
 def _validate(request: Request, response: Response, policies: Iterable[Policy], verb: Verb) -> None:
     chosen = [policy for policy in policies if policy.validate is not None]
     obj = request.take_object()
-    sent = _encode_sent(marshal.dumps, obj, 4) if len(chosen) > 1 else b""
+    sent = _encode_sent(marshal.dumps, [obj], 4) if len(chosen) > 1 else b""
     for policy in chosen:
         references = _reference_counts([obj])
         try:
@@ -1212,9 +1214,9 @@ def _validate(request: Request, response: Response, policies: Iterable[Policy], 
             request.warn(response.message)
         if policy is not chosen[-1]:
             with contextlib.suppress(ValueError):  # the policy made it invalid JSON
-                if marshal.dumps(obj, 4) == sent and _reference_counts([obj]) == references:
+                if marshal.dumps([obj], 4) == sent and _reference_counts([obj]) == references:
                     continue
-            obj = _loads(sent)  # the next policy sees the object as it was sent
+            [obj] = _loads(sent)  # the next policy sees the object as it was sent
     if response.would_deny:
         denials = [f"{name}: {message}" for name, message in response.would_deny.items()]
         response.audit["would-deny"] = "; ".join(denials)
