@@ -439,7 +439,7 @@ class Programs(unittest.TestCase):
             "8 bodies of full size in sum",
             "1000 (`--max-connections`)",
             "64 connections, no bodies",
-            "16 steps of handshakes in each turn of the loop; 8 KB",
+            "16 steps of handshakes in each turn of the loop, 32 KB for a handshake; 16 KB",
             "one second for each review",
             "a review's audit annotations | 14 MiB each",
             "8 s of processor time",
