@@ -67,8 +67,8 @@ LABEL org.opencontainers.image.title="whook-certs" \
 ENTRYPOINT ["python", "certs.py"]
 
 # A build without --target makes the last stage. The entry point is in exec form, so that whook gets
-# the kubelet's signals, and not a shell. As process 1, whook's watchdog has no effect: the manifests
-# set shareProcessNamespace, and "docker run" has --init.
+# the kubelet's signals, and not a shell. As process 1, whook also ends if it is paused for 15 s: the
+# manifests set shareProcessNamespace, and "docker run" has --init.
 FROM base AS whook
 COPY whook.py objects.py ./
 COPY policies/ policies/

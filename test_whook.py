@@ -1032,6 +1032,37 @@ class Evaluate(unittest.TestCase):
         error = self.error_of(a="NAME = 'a'\n" + more, b="NAME = 'b'\n" + more)
         self.assertEqual((error.policy.name, error.cause), ("b", "patch"))
 
+    def test_what_a_policy_keeps_is_not_edited_by_the_next_one(self):
+        """A policy that keeps a part of the object, on any level, keeps it as it was."""
+        for kept in ("o", "o['metadata']", "o['metadata']['labels']", "o['spec']['containers'][0]"):
+            for verb in ("mutate", "validate"):
+                with self.subTest(kept, verb=verb):
+                    loaded = policies(
+                        a=f"KEPT = []\ndef {verb}(o, r):\n KEPT.append({kept})\n"
+                        " if len(KEPT) > 1: r.audit('kept', 'mallory' in repr(KEPT[0]))",
+                        b=f"def {verb}(o, r):\n o['metadata']['labels']['x'] = 'mallory'\n"
+                        " o['spec']['containers'][0]['x'] = o['x'] = 'mallory'",
+                    )
+                    for _ in range(2):
+                        response = whook.evaluate(whook.parse_review(POD), loaded, verb)
+                    self.assertEqual(response.audit, {"kept": "False"})
+
+    def test_a_policy_that_changes_nothing_causes_no_copy(self):
+        """Else thirty policies on a large object would take several times as long."""
+        for verb in ("mutate", "validate"):
+            source = f"def {verb}(o, r): o['metadata'].get('labels'), o['spec']['containers']"
+            with mock.patch.object(whook, "copy_json") as copy, mock.patch.object(whook, "_loads"):
+                self.run_policies(verb=verb, **{f"p{n}": source for n in range(5)})
+            self.assertEqual(copy.call_count, 0)
+
+    def test_deny_of_an_earlier_request_is_an_error(self):
+        source = "KEPT = []\ndef validate(o, r):\n KEPT.append(r)\n KEPT[0].deny('no')"
+        loaded = policies(a=source)
+        self.assertFalse(whook.evaluate(whook.parse_review(POD), loaded, "validate").allowed)
+        with self.assertRaises(whook.PolicyError) as caught:
+            whook.evaluate(whook.parse_review(POD), loaded, "validate")
+        self.assertIn("deny() of a request that was answered before", caught.exception.message)
+
     def test_big_integers_of_an_object_can_be_moved(self):
         big = {"metadata": {"name": "x"}, "spec": {"a": 2**64, "b": [-(10**4299)]}}
         source = "def mutate(o, r):\n o['spec']['c'] = o['spec'].pop('a'); o['d'] = o['spec']['b']"
@@ -1240,7 +1271,7 @@ class TimeLimit(unittest.TestCase):
             whook.evaluate(request, policies(a=LABEL))
         self.assertEqual(
             (caught.exception.status, caught.exception.message),
-            (504, "the deadline passed before the review's turn came"),
+            (504, "the deadline passed while the review was queued"),
         )
 
     def test_the_work_of_whook_is_inside_the_limit(self):
@@ -1252,7 +1283,7 @@ class TimeLimit(unittest.TestCase):
             error = self.error_of(a=LABEL)
         self.assertEqual(
             error.message,
-            'policy "a" failed: timed out after 0.4 s while whook processed what it did',
+            'policy "a" failed: timed out after 0.4 s while whook processed its changes',
         )
 
     def test_a_policy_that_hangs_is_interrupted(self):
@@ -1591,15 +1622,6 @@ class Serving(unittest.TestCase):
                 client.sendall(data[start : start + 700])
             self.assertTrue(read_all(client).startswith(b"HTTP/1.1 200 OK"))
 
-    def test_expect_100_continue(self):
-        data = request_bytes(Expect="100-continue", Connection="close")
-        head, _, body = data.partition(b"\r\n\r\n")
-        with self.whook.connect() as client:
-            client.sendall(head + b"\r\n\r\n")
-            self.assertEqual(client.recv(100), b"HTTP/1.1 100 Continue\r\n\r\n")
-            client.sendall(body)
-            self.assertTrue(read_all(client).startswith(b"HTTP/1.1 200 OK"))
-
     def test_alpn_is_http_1_1(self):
         context = self.whook.trust()
         context.set_alpn_protocols(["h2", "http/1.1"])
@@ -1671,7 +1693,7 @@ class Bounds(unittest.TestCase):
             wait_for(lambda: refused() >= 3, "refusals")
             self.assertLessEqual(server.metric("whook_buffered_bytes"), 8 * 100_000)
             self.assertEqual(server.post()[0], 200)
-            answered = select.select(clients, [], [], 20)[0]  # not clients[0]: turns are random
+            answered, _, _ = select.select(clients, [], [], 20)
             head, _, body = read_all(answered[0]).partition(b"\r\n\r\n")
             self.assertTrue(head.startswith(b"HTTP/1.1 503 Service Unavailable\r\n"))
             self.assertIn(b"\r\nRetry-After: 1\r\nConnection: close", head)

@@ -6,17 +6,18 @@ in it and answers with a verdict and a base64 JSON Patch. It uses the standard l
 
 Trust boundary: bytes from the network are untrusted until parse_review() has accepted them. The
 policies, the certificate files and the command line belong to the operator and are trusted: a
-policy is code that runs with whook's rights. whook needs no rights in the cluster.
+policy is code that runs with the privileges of whook. whook needs no rights in the cluster.
 
 whook never calls the API server, reads a Secret, writes a file, logs an object, follows a URL, or
 decides between fail-open and fail-closed (failurePolicy in the webhook configuration does that).
 
-Concurrency: one process, one thread, one event loop. select() is the only blocking call. Nothing
-is shared, so there are no locks.
+Concurrency: one process, one thread, one event loop, which waits only in select(). Nothing is
+shared between threads, so there are no locks.
 Resource limits: section 2 has a bound for everything that external input can make large or slow.
 
-Sections, each using only what is defined above it: 1 this text, 2 limits and log, 3 the review,
-4 policies, 5 JSON Patch, 6 evaluation, 7 HTTP, 8 TLS, 9 metrics, 10 the process, 11 command line.
+Sections, each using at import only what is defined above it: 1 this text, 2 limits and log,
+3 the review, 4 policies, 5 JSON Patch, 6 evaluation, 7 HTTP, 8 TLS, 9 metrics, 10 the process,
+11 command line.
 """
 
 from __future__ import annotations
@@ -44,7 +45,6 @@ import itertools
 import json
 import marshal
 import math
-import operator
 import os
 import random
 import re
@@ -79,8 +79,7 @@ MAX_BUFFERED_BODIES = 8  # bodies of full size that may be in memory at a time, 
 MAX_CONNECTIONS = 1000  # on the admission port
 MAX_HEALTH_CONNECTIONS = 64  # the kubelet and Prometheus use a few
 BACKLOG = 1024  # connections that the kernel keeps for accept()
-STEP = 8 * 1024  # ciphertext that one step reads: 300 TLS KeyUpdate records take OpenSSL 5 ms
-RECORD = 16 * 1024  # the most that a TLS record holds
+STEP = 16 * 1024  # bytes read in one step; the most that a TLS record holds
 ACCEPTS_PER_TURN = 32
 HANDSHAKES_PER_TURN = 16  # a handshake takes about 1 ms of processor time
 STEP_SLICE = 0.02  # steps of connections, after which requests are evaluated
@@ -99,7 +98,8 @@ TIMEOUTS = {
     "writing": 10.0,
     "waiting": math.inf,  # until whook answers; the review's own deadline applies
 }
-MAX_CONNECTION_AGE = 60.0  # then an answer closes the connection, so that load reaches new pods
+EVICTION = {"lingering": 0, "handshake": 1, "new": 1, "head": 1, "body": 1, "idle": 2, "writing": 3}
+MAX_CONNECTION_AGE = 60.0  # then the next response closes it, so that load reaches new pods
 MAX_REVIEW_TIMEOUT = 30.0  # admissionregistration.k8s.io/v1 allows no longer timeoutSeconds
 DEFAULT_REVIEW_TIMEOUT = 10.0  # of a review without ?timeout=, as in admissionregistration
 TIME_LIMIT = 1.0  # all work for one review; also loading policies after a change
@@ -108,15 +108,16 @@ ALARM_INTERVAL = 0.05  # between two attempts to interrupt a policy
 MAX_ALARMS = 40  # interruptions that code may swallow, in two seconds; then the process exits
 WATCHDOG = 8.0  # of processor time in one turn of the loop; then the process ends
 SETTLE_TIME = 5.0  # while draining without connections: wait for clients that still arrive
-GRACE_PERIOD = 95.0  # longer than those 90 s, so that no connection is closed while it is in use
+GRACE_PERIOD = 95.0  # longer than the API server keeps an idle connection (90 s)
 FINISH_TIME = 30.0  # after the grace period, for requests that were received before
 PIPE_BUF = 4096  # a write of at most this size to a pipe is atomic
 MAX_LOGGED = 256  # characters of a value in a log line, or ...
-MAX_LOGGED_LONG = 40  # ... of each value, if the line would not fit into PIPE_BUF
+MAX_LOGGED_LONG = 25  # ... of each value, if the line would not fit into PIPE_BUF
 MAX_MESSAGE = 4096  # characters of a denial, a warning or an error
 MAX_UID = 253
 MAX_WARNINGS = 4096  # characters that the API server keeps of all warnings, or else ...
 MAX_WARNING = 256  # ... that many of each
+MAX_KINDS = 100  # kinds in metrics; further ones are counted as "other"
 MAX_SERIES = 1000  # label combinations of a metric; further ones are counted as "other"
 
 
@@ -230,11 +231,11 @@ class Resource(NamedTuple):
 
 
 class Denied(BaseException):
-    """Ends a review from within a policy. It is no Exception, so that few policies swallow it."""
+    """Ends a review from within a policy. `except Exception` in the policy does not catch it."""
 
 
 class Response:
-    """The verdict on a review, and notes on how it was reached.
+    """The verdict on a review, and details for the log and the metrics.
 
     `patch` is a list of JSON Patch operations and `audit` maps keys to values. `spent` maps the
     name of each policy that ran to its seconds, `changed_by` to its number of operations, and
@@ -306,7 +307,7 @@ class Request:
         return view
 
     def take_object(self) -> Any:
-        """Return the object for the caller to edit: as it was parsed, and later a copy of it."""
+        """Return the parsed object, or a new copy if the parsed one was already taken."""
         parsed, self._parsed = self._parsed, None
         return self._decode() if parsed is None and self.has_object else parsed
 
@@ -354,7 +355,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 _AUDIT_KEY = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?").fullmatch
 _TYPE_NAMES: dict[type, str] = {dict: "an object", str: "a string", bool: "true or false"}
 _TYPE_NAMES |= {list: "a list", tuple: "a list", set: "a list", frozenset: "a list"}
-_TYPE_NAMES |= {int: "a whole number", float: "a number"}
+_TYPE_NAMES |= {int: "a whole number", float: "a number", type(None): "null"}
 
 
 def copy_json(value: Any) -> Any:
@@ -512,7 +513,7 @@ def _fitting(warnings: list[str]) -> list[str]:
 
 
 class ConfigError(Exception):
-    """The reason why whook can't start or can't use changed files, and a hint what to do."""
+    """The reason why whook can't start or can't use changed files, and a hint on how to fix it."""
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)
@@ -520,10 +521,10 @@ class ConfigError(Exception):
 
 
 class PolicyTimeout(BaseException):
-    """Raised in code that exceeds a time limit; no Exception, so that few policies swallow it."""
+    """Raised in code that exceeds a time limit. `except Exception` does not catch it."""
 
 
-_set_handler: Any = getattr(signal.signal, "__wrapped__", signal.signal)  # 5 µs less: no enums
+_set_handler: Any = getattr(signal.signal, "__wrapped__", signal.signal)  # its enums take 5 µs
 
 
 class TimeLimit:
@@ -674,7 +675,7 @@ def load_policies(sources: Mapping[str, bytes], seconds: float = TIME_LIMIT) -> 
         time_limit.run(seconds, lambda: policies.extend(_load(path, sources) for _, path in files))
     except PolicyTimeout as error:  # between two policies; else _load() names the policy
         what = f"the policies took longer than {seconds:g} s to load"
-        raise ConfigError(what, "let them import and compute less") from error
+        raise ConfigError(what, "reduce the work at module level") from error
     return PolicySet(tuple(policies), digest_of(sources))
 
 
@@ -740,7 +741,7 @@ def _set_parameters(tree: ast.Module, path: str, content: bytes) -> Callable[[st
     ConfigError if the file is not an object of constants that the policy assigns."""
     file = parameters_of(path)
     try:
-        given = json.loads(content)
+        given = _DECODER.decode(content.decode())
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{file} is not JSON: {error}", _PARAMETERS_HINT) from None
     if type(given) is not dict:
@@ -794,7 +795,7 @@ class _ParameterCalls(ast.NodeTransformer):
 
 
 def describe(error: BaseException, path: str) -> str:
-    """Return what went wrong in the file at `path`, and on which of its lines."""
+    """Return a description of the error, with its line in the file at `path`."""
     places = traceback.walk_tb(error.__traceback__)
     lines = [line for frame, line in places if frame.f_code.co_filename == path]
     line = lines[-1] if lines else 0
@@ -803,7 +804,7 @@ def describe(error: BaseException, path: str) -> str:
     if time_limit.expired:
         line = time_limit.lines.get(path, 0)
         text = f"timed out after {time_limit.seconds:.3g} s"
-        text += "" if line else " while whook processed what it did"
+        text += "" if line else " while whook processed its changes"
     else:
         text = f"{type(error).__name__}: {_text_of(error)}"
     return f"line {line}: {text}" if line else text
@@ -952,7 +953,7 @@ class _Difference:
         for j in added:
             self.add("add", f"{path}/{j}", after[j])
         for i, j in pairs:
-            if _name(before[i]) != _name(after[j]):  # another item has come to this place
+            if _name(before[i]) != _name(after[j]):  # a different item is now at this index
                 self.add("replace", f"{path}/{j}", after[j])
             elif not same_json(before[i], after[j]):
                 self.compare(before[i], after[j], f"{path}/{j}")
@@ -1008,8 +1009,8 @@ def _escape(key: str) -> str:
 
 
 def _item_keys(items: list[Any], places: range) -> list[tuple[object, int]]:
-    """Return a key for each item that tells it from the others: its name, or else its content, and
-    its ordinal among items of the same name or content."""
+    """Return a key for each item that distinguishes it from the others: its name, or else its
+    content, and its ordinal among items of the same name or content."""
     seen: collections.Counter[object] = collections.Counter()
     keys = []
     for place in places:
@@ -1053,12 +1054,12 @@ def evaluate(request: Request, policies: Iterable[Policy], verb: Verb = "mutate"
     response = request.response = Response()
     left = request.deadline - time.monotonic()
     if left <= 0:
-        raise HTTPError(504, "the deadline passed before the review's turn came")
+        raise HTTPError(504, "the deadline passed while the review was queued")
     try:
         time_limit.run(min(TIME_LIMIT, left), _evaluate, request, response, policies, verb)
     except PolicyTimeout as error:
         if response.policy is None:
-            raise HTTPError(500, "the time limit was over before a policy ran") from None
+            raise HTTPError(500, "the time limit expired before a policy ran") from None
         reason = describe(error, response.policy.path)
         raise PolicyError(response.policy, "time", reason) from error
     return response
@@ -1072,7 +1073,7 @@ def _evaluate(request: Request, response: Response, policies: Iterable[Policy], 
         response.patch, response.changed_by = [], {}
     except BaseException as error:
         each: BaseException | None = error
-        while each:  # what a policy has made is deleted here, within the time limit
+        while each:  # free what a policy has made: finalizers have the time limit, too
             traceback.clear_frames(each.__traceback__)
             each = each.__context__
         raise
@@ -1085,11 +1086,11 @@ _Fields = dict[str, Any]
 
 
 def _encode_fields(obj: dict[str, Any]) -> _Fields:
-    """Return bytes (or strings, as they are) that change if the object changes, or if something in
-    it is referred to from elsewhere: marshal's version 4 records which values have references.
+    """Return bytes (strings as they are) that differ if a policy has changed the object, or keeps a
+    reference to an object or list below its first two levels.
 
-    So if a policy leaves the same bytes, then the value is unchanged, and nothing in it belongs to
-    the policy. Raises ValueError if the object is not JSON or is nested too deeply."""
+    That is because marshal's version 4 records which values have more than one reference. Raises
+    ValueError if the object is not JSON or is nested too deeply."""
     return {field: _encode_field(value) for field, value in obj.items()}
 
 
@@ -1106,14 +1107,12 @@ def _mutate(request: Request, response: Response, policies: Iterable[Policy], ve
     obj, size = request.take_object(), 0
     before = _encode_sent(_encode_fields, obj)
     for policy in chosen:
-        last = policy is chosen[-1]
-        kept = {k: dict(v) if type(v) is dict else v for k, v in obj.items()} if not last else {}
+        references = _reference_counts([obj])
         _run(policy, policy.mutate, obj, request, response)
         try:
             after = _encode_result(obj)
             if after != before:
-                old, new = _changed_fields(before, after, obj)
-                patch = diff(old, new)
+                patch = diff(*_changed_fields(before, after, obj))
                 size += len(_ENCODE(patch)) if patch else 0
                 if size > MAX_PATCH:
                     raise ValueError(f"the patch is larger than {MAX_PATCH} bytes")
@@ -1123,9 +1122,40 @@ def _mutate(request: Request, response: Response, policies: Iterable[Policy], ve
             deep = isinstance(error, RecursionError)
             reason = f"its result can't be sent: {_TOO_DEEP if deep else _text_of(error)}"
             raise PolicyError(policy, "patch", reason, type(error).__name__) from None
-        if not last:
-            obj = _own_copy(obj, kept, before, after)
+        if policy is not chosen[-1]:  # the next policy gets an object that shares nothing with it
+            if _reference_counts([obj]) != references:
+                obj = copy_json(obj)
+                after = _encode_fields(obj)
+            else:
+                _copy_changed(obj, before, after)
             before = after
+
+
+def _copy_changed(obj: dict[str, Any], before: _Fields, after: _Fields) -> None:
+    """Replace what a policy has changed by copies, and its bytes by theirs."""
+    for field, value in obj.items():
+        one, other = before.get(field), after[field]
+        if type(one) is dict and type(other) is dict:
+            copies = copy_json({k: value[k] for k in other if other[k] != one.get(k)})
+            value.update(copies)
+            other.update(_encode_field(copies))
+        elif one != other:
+            obj[field] = copy_json(value)
+            after[field] = _encode_field(obj[field])
+
+
+def _reference_counts(objects: list[Any]) -> list[int]:
+    """Return the reference counts of the only object, and of the objects and lists on its first two
+    levels. They grow if a policy keeps one of these, or replaces it by something that it keeps;
+    for the levels below, _encode_fields() tells that."""
+    obj = objects[0]  # in a list, because the count of an argument depends on the call
+    counts = [sys.getrefcount(obj)]
+    for value in (obj or {}).values():
+        if type(value) is dict or type(value) is list:
+            counts.append(sys.getrefcount(value))
+        if type(value) is dict:
+            counts += [sys.getrefcount(v) for v in value.values() if type(v) in (dict, list)]
+    return counts
 
 
 _TOO_DEEP = "the object is nested too deeply"
@@ -1167,28 +1197,12 @@ def _decoded(encoded: Any) -> Any:
     return encoded if type(encoded) is str else _loads(encoded)
 
 
-def _own_copy(obj: _Fields, kept: _Fields, before: _Fields, after: _Fields) -> _Fields:
-    """Return the object for the next policy, which shares nothing with what the last one made.
-
-    A field is used again if the last policy left it with the same bytes, and the values in it are
-    the ones in `kept`. Other fields are copied, and `after` gets the bytes of the copy."""
-    result: _Fields = {}
-    for field, value in obj.items():
-        was, changed = kept.get(field), after[field] != before.get(field)
-        if type(value) is dict and type(was) is dict:
-            changed = changed or not all(map(operator.is_, value.values(), was.values()))
-        if changed or (type(value) is list and value is not was):
-            value = copy_json(value)
-            after[field] = _encode_field(value)
-        result[field] = dict(value) if type(value) is dict else value
-    return result
-
-
 def _validate(request: Request, response: Response, policies: Iterable[Policy], verb: Verb) -> None:
     chosen = [policy for policy in policies if policy.validate is not None]
     obj = request.take_object()
     sent = _encode_sent(marshal.dumps, obj, 4) if len(chosen) > 1 else b""
     for policy in chosen:
+        references = _reference_counts([obj])
         try:
             _run(policy, policy.validate, obj, request, response)
         except Denied:
@@ -1197,8 +1211,8 @@ def _validate(request: Request, response: Response, policies: Iterable[Policy], 
             response.allowed, response.would_deny[policy.name] = True, response.message
             request.warn(response.message)
         if policy is not chosen[-1]:
-            with contextlib.suppress(ValueError):  # it is not JSON any more
-                if marshal.dumps(obj, 4) == sent:
+            with contextlib.suppress(ValueError):  # the policy made it invalid JSON
+                if marshal.dumps(obj, 4) == sent and _reference_counts([obj]) == references:
                     continue
             obj = _loads(sent)  # the next policy sees the object as it was sent
     if response.would_deny:
@@ -1214,8 +1228,10 @@ def _run(policy: Policy, function: Any, obj: Any, request: Request, response: Re
         time_limit.arm()
     try:
         returned = function(obj, request.view())
-    except Denied:
-        pass
+    except Denied as error:
+        if response.allowed:
+            reason = "it called deny() of a request that was answered before"
+            raise PolicyError(policy, "exception", reason) from error
     except PolicyTimeout:
         raise
     except BaseException as error:
@@ -1226,7 +1242,8 @@ def _run(policy: Policy, function: Any, obj: Any, request: Request, response: Re
         ) from error
     finally:
         response.spent[policy.name] = time.monotonic() - started
-    if time_limit.expired:  # the policy swallowed the interruption
+    late = time_limit.running and time.monotonic() > time_limit.end + ALARM_INTERVAL
+    if time_limit.expired or late:  # the policy swallowed the interruption or changed the timer
         raise PolicyTimeout
     if not response.allowed:  # also if the policy swallowed Denied
         raise Denied
@@ -1298,7 +1315,7 @@ def read_head(data: bytes) -> Head:
     match = _REQUEST_LINE(first)
     if not match:
         raise HTTPError(400, "the request line is not like POST /mutate HTTP/1.1")
-    if match[1] not in ("GET", "POST"):  # the response to HEAD has another form
+    if match[1] not in ("GET", "POST"):  # the response to HEAD has no body
         raise HTTPError(405, f"{match[1]} is not supported: use GET or POST", Allow="GET, POST")
     if lines[-2:] != ["", ""]:
         raise HTTPError(400, "the head does not end in a blank line")
@@ -1343,7 +1360,7 @@ def body_length(head: Head, limit: int) -> int:
 # waiting    its turn in the loop, and the evaluation       writing
 # writing    the socket to accept the whole response        idle; lingering (the last response)
 # idle       the first byte of the next request             head
-# lingering  the client to close: so it reads the response  closed
+# lingering  the client to close, after reading the response closed
 # closed     nothing
 #
 # Each state has one deadline (TIMEOUTS), at which the connection is closed; so does an error of
@@ -1368,6 +1385,7 @@ class Connection(http.server.BaseHTTPRequestHandler):
         self.unsent, self.sent = b"", 0  # bytes for the socket; how many of them it has accepted
         self.head: Head | None = None  # of the current request, and the length of its body
         self.length = 0
+        self.handshake_size = 0  # bytes received for the TLS handshake
         self.counted = 0  # bytes of this connection in server.buffered
         self.events = 0  # for which the socket is registered with the selector
         self.closing = False  # after the current response
@@ -1378,13 +1396,14 @@ class Connection(http.server.BaseHTTPRequestHandler):
             self.tls = server.context.wrap_bio(self.incoming, self.outgoing, server_side=True)
         self.state, self.urgent = "", server.urgent
         self.set_state("handshake" if self.tls else "new")
+        server.peers[peer] += 1
         self.max_age = self.since + MAX_CONNECTION_AGE * random.uniform(0.75, 1.25)
         self.set_events(selectors.EVENT_READ)
 
     # -- steps: called by the loop
 
     def step(self) -> None:
-        """Do what the socket is ready for. An error closes this connection and no other."""
+        """Read or write once. An error closes this connection and no other."""
         try:
             if self.state == "closed":  # evicted in this turn
                 return
@@ -1449,17 +1468,20 @@ class Connection(http.server.BaseHTTPRequestHandler):
         return self.parse()
 
     def decrypt(self, data: bytes) -> bytes:
-        """Return the decrypted bytes, and send what TLS has to say, such as its handshake."""
+        """Return the decrypted bytes, and send the records that TLS produces."""
         self.incoming.write(data)
         chunks = []
         try:
             if self.state == "handshake":
+                self.handshake_size += len(data)
+                if self.handshake_size > MAX_HEAD:
+                    raise ConnectionError("the TLS handshake is too large")
                 self.tls.do_handshake()
                 self.set_state("new")
             while self.incoming.pending:
-                chunk = self.tls.read(RECORD)
-                if not chunk:  # the client has closed its side
-                    break
+                chunk = self.tls.read(STEP)
+                if not chunk:  # the client has closed its side: discard what follows
+                    self.incoming.read()
                 chunks.append(chunk)
         except ssl.SSLWantReadError:  # the rest of a record or of the handshake
             pass
@@ -1490,17 +1512,13 @@ class Connection(http.server.BaseHTTPRequestHandler):
             self.loop.add_request(self, self.length)
         elif self.state != "body":
             self.set_state("body")
-            if self.head.headers.get("expect", "").lower() == "100-continue":
-                proceed = self.encrypt(b"HTTP/1.1 100 Continue\r\n\r\n")
-                self.unsent, self.sent = self.unsent[self.sent :] + proceed, 0
-                self.write_step()
         return None
 
     def check_buffers(self, more: int) -> None:
         """Raise HTTPError 503 if the server's buffers have no place for so many more bytes.
 
-        Before that, requests that others have not completed and responses that they have not read
-        are given up, so that no client can keep the buffers full."""
+        Before that, discard incomplete requests and unread responses of other connections, so that
+        no client can keep the buffers full."""
         self.count_bytes()
         while self.server.buffered + more > self.server.max_buffered:
             if not self.server.release_buffers(self):
@@ -1511,16 +1529,17 @@ class Connection(http.server.BaseHTTPRequestHandler):
     def send(self, answer: Answer, last: bool = False) -> None:
         """Set the response to the current request. The loop sends it at the end of its turn.
 
-        The connection closes after it if `last`, if the client or a drain wants that, and if it is
-        old. A response that does not fit into the buffers is replaced by a 503."""
+        The connection closes after it if `last`, if the client asks for that, while draining, and
+        after MAX_CONNECTION_AGE. A 503 replaces a response that does not fit into the buffers."""
         if self.state == "closed":
             return
         if last:  # the rest of this request is not read
             self.received.clear()
-        try:
-            self.check_buffers(len(answer.body))
-        except HTTPError as error:
-            answer, last = self.server.refuse(error, self.peer), True
+        else:
+            try:
+                self.check_buffers(len(answer.body))
+            except HTTPError as error:
+                answer, last = self.server.refuse(error, self.peer), True
         self.closing |= last or self.server.draining or self.loop.clock > self.max_age
         self.response = _head_of(answer, self.closing) + answer.body
         self.set_state("waiting")
@@ -1543,8 +1562,8 @@ class Connection(http.server.BaseHTTPRequestHandler):
         if not self.tls:
             return data
         records = []
-        for start in range(0, len(data), RECORD):  # so that the memory buffer stays small
-            self.tls.write(memoryview(data)[start : start + RECORD])
+        for start in range(0, len(data), STEP):  # so that the memory buffer stays small
+            self.tls.write(memoryview(data)[start : start + STEP])
             records.append(self.outgoing.read())
         return b"".join(records)
 
@@ -1588,6 +1607,9 @@ class Connection(http.server.BaseHTTPRequestHandler):
         if self.state != "closed":
             self.set_events(0)
             self.set_state("closed")
+            self.server.peers[self.peer] -= 1
+            if not self.server.peers[self.peer]:
+                del self.server.peers[self.peer]
             self.received, self.response, self.unsent = bytearray(), b"", b""
             self.count_bytes()
             self.socket.close()
@@ -1653,11 +1675,12 @@ class Server(http.server.HTTPServer):
             hint = f"choose another port or address with {flag} or --host, or stop what uses it"
             raise ConfigError(what, hint) from None
         self.socket.setblocking(False)
-        self.respond, self.loop = respond, loop
+        self.respond, self.loop, self.server, self.peer = respond, loop, self, ""
         self.states: dict[str, dict[Connection, None]] = {state: {} for state in TIMEOUTS}
+        self.peers: collections.Counter[str] = collections.Counter()  # connections by address
         self.buffered = 0  # bytes in memory for requests and responses of all connections
         self.on_refusal: Callable[[str], None] = lambda reason: None
-        self.listening, self.last_logged = False, -math.inf
+        self.listening, self.last_logged = False, dict[str, float]()  # by reason
         loop.servers.append(self)
 
     def server_bind(self) -> None:
@@ -1666,7 +1689,7 @@ class Server(http.server.HTTPServer):
         socketserver.TCPServer.server_bind(self)  # HTTPServer's would ask the DNS
 
     def step(self) -> None:
-        """Accept some connections. When all places are taken, evict one for each."""
+        """Accept some connections. At max_connections, evict one for each."""
         for _ in range(ACCEPTS_PER_TURN):
             try:
                 client, address = self.socket.accept()
@@ -1691,28 +1714,26 @@ class Server(http.server.HTTPServer):
         return sum(map(len, self.states.values()))
 
     def evict(self) -> bool:
-        """Close the oldest connection of the first of these groups that has one: those that have
-        got their last response, that send a request, that are idle, that get a response.
+        """Close the first connection in the order of EVICTION, and the oldest one of these; if one
+        peer has more than a quarter of all places, then one of its connections.
 
         Return False if the requests of all connections are waiting for an answer."""
-        for group in (
-            ("lingering",),
-            ("handshake", "new", "head", "body"),
-            ("idle",),
-            ("writing",),
-        ):
-            oldest = [next(iter(self.states[state])) for state in group if self.states[state]]
-            if oldest:
-                min(oldest, key=lambda connection: connection.since).close()
-                return True
-        return False
+        evictable = [each for state in EVICTION for each in self.states[state]]
+        for peer, count in self.peers.most_common(1):
+            if count > self.max_connections // 4:
+                its_own = [each for each in evictable if each.peer == peer]
+                evictable = its_own or evictable
+        if evictable:
+            min(evictable, key=lambda each: (EVICTION[each.state], each.since)).close()
+        return bool(evictable)
 
     def release_buffers(self, newcomer: Connection) -> bool:
-        """Refuse the oldest incomplete body, or else close the connection that has been receiving
-        its response for the longest time. Return False if there is none but the newcomer."""
-        for connection in [*self.states["body"], *self.states["writing"]]:
+        """Refuse the oldest incomplete request, or else close the connection that has been
+        receiving its response for the longest time. Return False if there is no other one."""
+        states = self.states
+        for connection in [*states["body"], *states["head"], *states["writing"]]:
             if connection is not newcomer:
-                if connection.state == "body":
+                if connection.state != "writing":
                     connection.send(self.refuse(_at_limit(), connection.peer), last=True)
                 else:
                     connection.close()
@@ -1721,7 +1742,7 @@ class Server(http.server.HTTPServer):
         return False
 
     def close_expired(self) -> None:
-        """Close the connections that have been in their state for longer than they may."""
+        """Close the connections that have been in their state for longer than TIMEOUTS allows."""
         for state, connections in self.states.items():
             while connections:
                 oldest = next(iter(connections))
@@ -1744,10 +1765,10 @@ class Server(http.server.HTTPServer):
         return status_answer(error)
 
     def count(self, reason: str, **fields: object) -> None:
-        """Count a request without a verdict; log one a second, so that a flood fills no disk."""
+        """Count a request without a verdict. Log one a second of each reason, not a flood."""
         self.on_refusal(reason)
-        if time.monotonic() - self.last_logged > 1:
-            self.last_logged = time.monotonic()
+        if time.monotonic() - self.last_logged.get(reason, -math.inf) > 1:
+            self.last_logged[reason] = time.monotonic()
             log("WARN", "refused", what=reason, **fields)
 
 
@@ -1773,7 +1794,7 @@ def read_tls(options: argparse.Namespace) -> dict[str, bytes]:
 
 
 def load_tls(options: argparse.Namespace, files: Mapping[str, bytes]) -> ServingCertificate:
-    """Return a new context for the certificate, proven to serve. Raises ConfigError.
+    """Return a new context for the certificate, tested by a handshake. Raises ConfigError.
 
     The context is always new, as a failed load_cert_chain() breaks one that is in use."""
     cert, key = options.tls_cert, options.tls_key
@@ -1815,7 +1836,7 @@ def _certs_command(path: str) -> str:
 
 
 def _check_pem(cert: str, key: str, files: Mapping[str, bytes]) -> None:
-    """Raise ConfigError for the mistakes of which OpenSSL's message does not name the cause."""
+    """Raise ConfigError for mistakes that OpenSSL reports without their cause."""
     if b"PRIVATE KEY-----" in files[cert] and b"PRIVATE KEY-----" not in files[key]:
         what = f"{cert} holds a private key and {key} does not: they are swapped"
         raise ConfigError(what, "--tls-cert is the certificate, --tls-key its private key")
@@ -1888,6 +1909,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.series: dict[str, dict[tuple[str, ...], list[float]]] = {name: {} for name in METRICS}
+        self.kinds: set[str] = set()
 
     def add(self, name: str, *labels: str, amount: float = 1) -> None:
         self.numbers(name, labels, 1)[0] += amount
@@ -1911,7 +1933,9 @@ class Metrics:
     def review(self, path: str, request: Request, outcome: str, seconds: float) -> None:
         """Count one review."""
         kind, response = request.kind.kind, request.response
-        kind = kind if _KIND(kind) else "other"
+        if kind not in self.kinds:
+            kind = kind if len(self.kinds) < MAX_KINDS and _KIND(kind) else "other"
+            self.kinds.add(kind)
         self.add("whook_reviews_total", path, request.operation, kind, outcome)
         self.observe("whook_review_duration_seconds", path, seconds=seconds)
         for policy, spent in response.spent.items():
@@ -1942,14 +1966,36 @@ class Metrics:
 # ---------------------------------------------------------------------------- 10 the process
 
 
+class FairQueue:
+    """Connections with complete requests. Their peers take turns, so that a client which sends many
+    requests delays its own."""
+
+    def __init__(self) -> None:
+        self.queues: dict[str, collections.deque[Connection]] = {}  # by peer; the next one first
+
+    def __len__(self) -> int:
+        return sum(map(len, self.queues.values()))
+
+    def append(self, connection: Connection) -> None:
+        self.queues.setdefault(connection.peer, collections.deque()).append(connection)
+
+    def popleft(self) -> Connection:
+        peer = next(iter(self.queues))
+        queue = self.queues.pop(peer)
+        connection = queue.popleft()
+        if queue:
+            self.queues[peer] = queue
+        return connection
+
+
 class Loop:
     """The event loop: one select() for all sockets of all servers.
 
     In a turn, every ready socket takes one bounded step, then complete requests are evaluated for
     a short time, then the responses are sent together. Each of the three ends after a slice of
     time; what is left is done in the next turn. Requests on a server that is `urgent` (health) are
-    evaluated first, then the others in order of arrival, except that large bodies have a queue of
-    their own: after one of them, all smaller ones that are waiting come before the next.
+    evaluated first. Large bodies have a queue of their own: after one of them, all smaller ones
+    that are waiting come before the next.
     """
 
     def __init__(self) -> None:
@@ -1958,12 +2004,11 @@ class Loop:
         self.begin_turn: Callable[[], None] = lambda: None  # arms the watchdog, if there is one
         self.tasks: list[Callable[[], object]] = []  # called each TICK
         self.responses: list[Connection] = []  # to be sent at the end of the turn
-        self.health: collections.deque[Connection] = collections.deque()
-        self.small: collections.deque[Connection] = collections.deque()
-        self.large: collections.deque[Connection] = collections.deque()
+        self.health, self.small, self.large = FairQueue(), FairQueue(), FairQueue()
         self.owed = 0  # smaller requests to evaluate before the next large one, at most until ...
         self.large_due = 0.0
         self.large_done = False  # a large one was evaluated in this turn
+        self.left_over: list[Server | Connection] = []  # ready sockets without a step in this turn
         self.handshakes = 0  # steps of handshakes in this turn
         self.clock = self.last = self.next_tick = 0.0
 
@@ -1998,16 +2043,23 @@ class Loop:
     def take_steps(self, ready: list[Server | Connection]) -> None:
         """Let each ready socket take a step, for at most STEP_SLICE.
 
-        Health comes first. The order is random, so that no socket is always left out."""
+        Health comes first, then the sockets that had no time in the turn before, then those of
+        the clients with the fewest connections."""
         self.handshakes = 0
         if len(ready) > 1:
             random.shuffle(ready)
+            ready.sort(key=lambda each: each.server.peers[each.peer])
+            still_ready = {*ready} if self.left_over else set()
+            waited = dict.fromkeys(each for each in self.left_over if each in still_ready)
+            ready = [*waited, *(each for each in ready if each not in waited)]
             ready.sort(key=lambda each: not each.urgent)
-        end = time.monotonic() + STEP_SLICE
+        end, taken = time.monotonic() + STEP_SLICE, 0
         for each in ready:
             each.step()
+            taken += 1
             if time.monotonic() > end and not each.urgent:
                 break
+        self.left_over = ready[taken:]
 
     def add_request(self, connection: Connection, length: int) -> None:
         """Put the connection's complete request, whose body has this length, into a queue."""
@@ -2023,8 +2075,9 @@ class Loop:
         if self.large_done:
             self.owed, self.large_due, self.large_done = len(self.small), now + LARGE_WAIT, False
         end = time.monotonic() + WORK_SLICE
-        while (connection := self.next_request()) and connection.state == "waiting":
-            connection.respond()
+        while connection := self.next_request():
+            if connection.state == "waiting":
+                connection.respond()
             if time.monotonic() > end:
                 break
 
@@ -2048,12 +2101,18 @@ class Loop:
             task()
 
 
+def collect_garbage() -> None:
+    """Run the garbage collector within the time limit, as finalizers are code of policies."""
+    with contextlib.suppress(PolicyTimeout):
+        time_limit.run(TIME_LIMIT, gc.collect)
+
+
 def start_watchdog() -> None:
-    """Let SIGPROF end the process, after it has printed where the process is.
+    """Let SIGPROF end the process, after printing a traceback.
 
     arm_watchdog() sets its timer, which counts processor time: so a call into C that never returns
     is ended, but not a process that is stopped for a while. A call that blocks without using the
-    processor is left to the liveness probe. For process 1 the kernel ignores the signal."""
+    processor is detected by the liveness probe only."""
     faulthandler.unregister(signal.SIGPROF)  # a policy may have set another handler
     faulthandler.register(signal.SIGPROF, file=2, chain=True)
 
@@ -2063,6 +2122,7 @@ def arm_watchdog(seconds: float = 0) -> None:
     signal.setitimer(signal.ITIMER_PROF, seconds or WATCHDOG)
 
 
+_PROCESS_1 = "as process 1, whook also ends if it is paused for 15 seconds"
 _PROCESS_1_HINT = "set shareProcessNamespace: true in the pod, or start the container with --init"
 Evaluate = Callable[[Request, Sequence[Policy], Verb], Response]
 
@@ -2110,7 +2170,7 @@ class Process:
     def handle_signals(self) -> None:
         signal.signal(signal.SIGTERM, lambda *_: self.drain(self.grace_period))
         signal.signal(signal.SIGINT, self.interrupt)
-        if hasattr(signal, "SIGHUP"):  # other servers read their files again; whook does always
+        if hasattr(signal, "SIGHUP"):  # whook reads its files again without it
             signal.signal(signal.SIGHUP, lambda *_: None)
 
     def drain(self, grace_period: float) -> None:
@@ -2125,7 +2185,7 @@ class Process:
         self.interrupted, self.drain_deadline = True, time.monotonic()
 
     def set_up(self, options: argparse.Namespace) -> None:
-        """Load, prove and bind all that serving needs, and log it. Raises ConfigError."""
+        """Load the policies and the certificate, and bind the ports. Raises ConfigError."""
         self.grace_period = options.grace_period
         python = sys.version.split()[0]
         log("INFO", "start", version=__version__, python=python, process=os.getpid())
@@ -2134,8 +2194,10 @@ class Process:
             arm_watchdog(START_TIME_LIMIT + WATCHDOG)
             self.loop.begin_turn = arm_watchdog
             self.loop.tasks.append(start_watchdog)
-            if os.getpid() == 1:
-                log("WARN", "watchdog", error="it does not end process 1", hint=_PROCESS_1_HINT)
+            if os.getpid() == 1:  # for which the kernel ignores SIGPROF
+                log("WARN", "watchdog", error=_PROCESS_1, hint=_PROCESS_1_HINT)
+                later = functools.partial(faulthandler.dump_traceback_later, 15, exit=True)
+                self.loop.tasks.append(later)
         self.policies = Reloadable(
             "policies",
             lambda: read_sources(options.policy),
@@ -2169,7 +2231,7 @@ class Process:
         gc.collect()
         gc.freeze()  # collections skip the objects that exist now, and are made each TICK:
         gc.disable()  # while a large body is parsed they would take most of the time
-        self.loop.tasks.append(gc.collect)
+        self.loop.tasks += [collect_garbage, self.handle_signals]  # policies may set handlers
 
     def run(self) -> None:
         """Serve until a signal ends it."""
@@ -2210,6 +2272,8 @@ class Process:
         """Answer a request on the admission port. Raises HTTPError."""
         verb, name, timeout = route(head)
         policies = self.policies.value.find(verb, name)
+        if time.monotonic() > connection.completed_at + timeout:
+            raise HTTPError(504, "the deadline passed while the review was queued")
         request = parse_review(body, connection.completed_at + timeout)
         path = f"/{verb}/{name}" if name else f"/{verb}"
         return self.conclude(request, policies, verb, path, connection.completed_at)
@@ -2343,7 +2407,7 @@ def check(options: argparse.Namespace) -> int:
 
 
 def _open_standard_streams() -> None:
-    """Open the standard streams that are closed, so that no other file gets their numbers."""
+    """Open the standard streams that are closed, so that no other file gets their descriptors."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -2420,4 +2484,5 @@ def _raise_file_limit(count: int) -> None:
 
 if __name__ == "__main__":
     exit_status = main()
+    sys.stdout.flush()
     os._exit(exit_status)  # without waiting for threads that a policy has started

@@ -13,6 +13,7 @@ import http.client
 import importlib.util
 import itertools
 import json
+import os
 import random
 import selectors
 import shutil
@@ -23,6 +24,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 import unittest
 from pathlib import Path
 
@@ -112,7 +114,8 @@ class KeyUpdates(unittest.TestCase):
 class SlowSocket:
     """Stands for a connection that always has something to read and whose step takes a while."""
 
-    urgent = False
+    urgent, peer = False, ""
+    server = types.SimpleNamespace(peers={"": 1})
 
     def __init__(self, loop, seconds):
         self.pair, self.seconds, self.steps = socket.socketpair(), seconds, 0
@@ -242,6 +245,77 @@ class HealthPort(unittest.TestCase):
                 self.assertEqual(server.process.wait(20), 0)
 
 
+class AfterCloseNotify(unittest.TestCase):
+    """A client that has closed its side of TLS, and goes on to send."""
+
+    def test_what_follows_is_discarded(self):
+        with Whook() as server:
+            before = memory(server)
+            with secure(server) as client:
+                raw = socket.socket(fileno=os.dup(client.fileno()))
+                with contextlib.suppress(ssl.SSLError, TimeoutError):
+                    client.settimeout(1)
+                    client.unwrap()
+                with raw, contextlib.suppress(OSError):
+                    raw.settimeout(20)
+                    for _ in range(100):
+                        raw.sendall(b"x" * 1_000_000)
+                self.assertEqual(server.get("/livez")[0], 200)
+                self.assertLess(memory(server) - before, 30 * 2**20)
+
+    def test_a_large_handshake_is_refused(self):
+        with Whook() as server, plain(server.port) as client:
+            hello = b"\x01" + (100_000).to_bytes(3, "big") + b"\x03\x03" + bytes(99_998)
+            records = [hello[start : start + 16_000] for start in range(0, len(hello), 16_000)]
+            with contextlib.suppress(OSError):
+                for each in records:
+                    client.sendall(b"\x16\x03\x01" + len(each).to_bytes(2, "big") + each)
+            wait_for(lambda: is_closed(client), "the connection to be closed")
+            wait_for(lambda: server.metric("whook_refusals_total", "connection"), "the refusal")
+
+
+class FairPeers(unittest.TestCase):
+    """Clients of one address take turns with those of others."""
+
+    def test_peers_take_turns(self):
+        queue = whook.FairQueue()
+        for peer in "aaaabbc":
+            queue.append(types.SimpleNamespace(peer=peer))
+        self.assertEqual(len(queue), 7)
+        self.assertEqual("".join(queue.popleft().peer for _ in range(7)), "abcabaa")
+        self.assertEqual(len(queue), 0)
+
+    def test_the_peer_with_the_most_connections_is_evicted(self):
+        server, closed = object.__new__(whook.Server), []
+        server.states = {state: {} for state in whook.TIMEOUTS}
+        server.max_connections = 7
+        server.peers = collections.Counter("ab" + "c" * 5)
+        for number, peer in enumerate("ab" + "c" * 5):
+            state = "idle" if peer == "c" else "handshake"
+            connection = FakeConnection(server, state, "older", closed)
+            connection.peer, connection.since, connection.age = peer, number, peer
+            server.states[state][connection] = None
+        for _ in range(4):
+            server.evict()
+        self.assertEqual([peer for _, peer in closed], ["c"] * 4)
+
+    def test_idle_connections_of_one_client_do_not_lock_out_another(self):
+        """A client fills all places with idle connections; another one connects many times."""
+        with Whook("--max-connections=40") as server, contextlib.ExitStack() as stack:
+            for _ in range(40):
+                client = stack.enter_context(server.connect())
+                client.sendall(request_bytes())
+                self.assertEqual(read_answer(client)[0], 200)
+            answers = []
+            for _ in range(30):
+                raw = socket.create_connection(("127.0.0.1", server.port), 20, ("127.0.0.2", 0))
+                client = server.trust().wrap_socket(raw, server_hostname="localhost")
+                answers.append(stack.enter_context(client))
+            for client in answers[:20]:
+                client.sendall(request_bytes())
+                self.assertEqual(read_answer(client)[0], 200)
+
+
 class FullServer(unittest.TestCase):
     """M1: when all places are taken, a newcomer gets one, and buffers that are full are freed."""
 
@@ -249,6 +323,7 @@ class FullServer(unittest.TestCase):
 
     def test_the_order_of_eviction(self):
         server, closed = object.__new__(whook.Server), []
+        server.peers, server.max_connections = collections.Counter(), 1000
         server.states = {state: {} for state in whook.TIMEOUTS}
         for state in (*reversed(self.ORDER), "waiting"):
             for age in ("older", "newer"):
@@ -355,6 +430,8 @@ class FullServer(unittest.TestCase):
 
 class FakeConnection:
     """Stands for a connection in a state; it notes when it is closed."""
+
+    peer = "client"
 
     def __init__(self, server, state, age, closed):
         self.server, self.state, self.age, self.closed = server, state, age, closed

@@ -431,7 +431,7 @@ class Programs(unittest.TestCase):
         self.assertEqual((whook.MAX_BODY, whook.MAX_CONTAINERS), (7 * 2**20, 500_000))
         self.assertEqual((whook.MAX_CONNECTIONS, whook.MAX_HEALTH_CONNECTIONS), (1000, 64))
         self.assertEqual((whook.MAX_BUFFERED_BODIES, whook.MAX_PATCH), (8, 14 * 2**20))
-        self.assertEqual((whook.HANDSHAKES_PER_TURN, whook.STEP), (16, 8 * 1024))
+        self.assertEqual((whook.HANDSHAKES_PER_TURN, whook.STEP), (16, 16 * 1024))
         self.assertEqual((whook.TIME_LIMIT, whook.WATCHDOG, whook.SETTLE_TIME), (1, 8, 5))
         self.assertEqual(whook.TIME_LIMIT + whook.MAX_ALARMS * whook.ALARM_INTERVAL, 3)
         for text in (
