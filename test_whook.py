@@ -426,10 +426,8 @@ class Policies(unittest.TestCase):
                 start = f"policy {path} does not load: "
                 messages = [start + reason.replace("FILE", name) for name in ("a.py", path)]
                 self.assertIn(error.message, messages)
-                self.assertEqual(
-                    error.hint,
-                    f"see the traceback: python {whook.__file__} --check --policy {path}",
-                )
+                command = f"python {shlex.quote(whook.__file__)} --check --policy {path}"
+                self.assertEqual(error.hint, f"see the traceback: {command}")
 
     def test_files_that_are_no_policy(self):
         define = "defines neither mutate nor validate"

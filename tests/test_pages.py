@@ -150,7 +150,7 @@ class FirstRun(unittest.TestCase):
         with tempfile.TemporaryDirectory() as folder:
             for name in "certs.py", "whook.py", "objects.py", "policies", "tests":
                 Path(folder, name).symlink_to(ROOT / name)
-            local, serve = start.replace("python3", sys.executable).splitlines()
+            local, serve = start.replace("python3", shlex.quote(sys.executable)).splitlines()
             shell = {"shell": True, "cwd": folder, "text": True}
             done = subprocess.run(local, **shell, capture_output=True)
             self.assertEqual((self.masked(done.stdout), done.stderr), (self.masked(made), ""))
